@@ -122,18 +122,19 @@ def _gelu_tanh(z: Tensor, order: int) -> tuple[Tensor, ...]:
     """`z (1 + t) / 2` with `t = tanh(u)`, `u = sqrt(2 / pi) (z + 0.044715 z^3)`.
 
     `t' = q u'`, `t'' = q (u'' - 2 t u'^2)`, `t''' = q (u''' - 6 t u' u'' + (6 t^2 - 2) u'^3)` with `q = 1 - t^2`,
-    and then `(1 + t + z t') / 2`, `t' + z t'' / 2`, `(3 t'' + z t''') / 2`. `q` is 0 in float64 from |z| = 10 on, so
-    `u` and the factors of `q` take `z` clamped there.
+    and then `(1 + t + z t') / 2`, `t' + z t'' / 2`, `(3 t'' + z t''') / 2`. In sigmoids `(1 + t) / 2 = S(2u)` and
+    `q = 4 S(2u) S(-2u)`, which keeps its digits where `1 - t^2` cancels. `q` is below 1e-32 from |z| = 10 on, so `u`
+    and the factors of `q` take `z` clamped there.
     """
     a, b = math.sqrt(2 / math.pi), 0.044715
     y = z.clamp(-10, 10)
     y2 = y * y
-    t = torch.tanh((a * y) * (1 + b * y2))
-    q = 1 - t * t
+    double_u = (2 * a * y) * (1 + b * y2)
+    s, c = torch.sigmoid(double_u), torch.sigmoid(-double_u)
+    t, q = s - c, 4 * s * c
     u1 = a + (3 * a * b) * y2
     t1 = q * u1
-    half = 0.5 * (1 + t)
-    out = [z * half, half + 0.5 * y * t1]
+    out = [z * s, s + 0.5 * y * t1]
     if order >= 2:
         u2 = (6 * a * b) * y
         t2 = q * (u2 - 2 * t * u1 * u1)
