@@ -1,0 +1,103 @@
+"""Where noise comes from: seeds, streams, and reproducible arrays of normals, signs and uniforms.
+
+The noise of fastscore is a pure function of (seed, stream, step, chain, feature) (see `reference.philox`), so it is the
+same on every device and for every batch split, block size and number of ranks. Row b of an array belongs to chain
+`first_chain + b`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore import _checks
+from fastscore.ops import noise as _ops
+from fastscore.reference.philox import STREAM_VERSION as STREAM_VERSION
+from fastscore.reference.philox import Stream as Stream
+
+
+def resolve_seed(seed: int | None = None, generator: torch.Generator | None = None) -> int:
+    """The seed to use, an int in [0, 2^64).
+
+    A given `seed` is checked and returned; a `generator` gives one draw; with neither, torch's default CPU generator
+    gives one, so that `torch.manual_seed` reproduces a whole program.
+
+    Raises:
+        TypeError: `seed` is not an int (bool, float and tensor seeds are refused), or `generator` is of another type.
+        ValueError: `seed` is outside [0, 2^64), or both are given.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("give seed or generator, not both")
+        return _checks.integer("seed", seed, 0, 2**64)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    device = generator.device if generator is not None else torch.device("cpu")
+    high, low = torch.randint(0, 2**32, (2,), dtype=torch.int64, generator=generator, device=device).tolist()
+    return int(high << 32 | low)
+
+
+def normal(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    stream: int,
+    step: int = 0,
+    first_chain: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normals of `shape` `[B, *event]`; float16 and bfloat16 are rounded from float32."""
+    n, width = _arguments(shape, seed, step, first_chain, dtype)
+    made = _ops.normal(n, width, seed, stream, step, first_chain, dtype, _device(device))
+    return made.reshape(tuple(shape))
+
+
+def rademacher(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    stream: int,
+    step: int = 0,
+    first_chain: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Signs +-1, each with probability one half, of `shape` `[B, *event]`."""
+    n, width = _arguments(shape, seed, step, first_chain, dtype)
+    made = _ops.rademacher(n, width, seed, stream, step, first_chain, dtype, _device(device))
+    return made.reshape(tuple(shape))
+
+
+def uniform(
+    n: int,
+    *,
+    seed: int,
+    stream: int,
+    step: int = 0,
+    first_chain: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniforms in (0, 1], one a chain, `[n]`; float16 and bfloat16 are rounded from float32."""
+    _arguments((n,), seed, step, first_chain, dtype)
+    return _ops.uniform(n, seed, stream, step, first_chain, dtype, _device(device))
+
+
+def _arguments(shape: Sequence[int], seed: int, step: int, first_chain: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(rows, features) of a checked request."""
+    if len(shape) < 1:
+        raise ValueError("shape must have a batch dimension, got ()")
+    _checks.integer("seed", seed, 0, 2**64)
+    _checks.integer("step", step, 0, 2**32)
+    _checks.integer("first_chain", first_chain, 0, 2**56 - shape[0] + 1)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating point dtype, got {dtype}")
+    return shape[0], math.prod(shape[1:])
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device) if device is not None else torch.get_default_device()

@@ -1,0 +1,41 @@
+"""The one place that decides between the plain PyTorch reference and a Triton kernel."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+
+from fastscore import _config
+
+
+def kernels(name: str, device: torch.device) -> ModuleType | None:
+    """The module `fastscore_kernels.<name>` if its kernels should run on `device`, else None: use the reference.
+
+    Raises:
+        RuntimeError: the backend is "triton" and no Triton kernel can run there.
+    """
+    backend = _config.backend()
+    if backend == "torch" or torch.compiler.is_compiling() or (backend == "auto" and device.type != "cuda"):
+        return None
+    module = _load(name)
+    if backend == "triton":
+        if module is None:
+            raise RuntimeError('backend "triton" needs Triton, which is not installed; use backend "auto" or "torch"')
+        if device.type == "cpu" and not _config.interpreting():
+            raise RuntimeError(
+                'backend "triton" cannot run on CPU tensors without Triton\'s interpreter (TRITON_INTERPRET=1); '
+                'move the tensors to a GPU, or use backend "auto" or "torch"'
+            )
+    return module
+
+
+@functools.cache
+def _load(name: str) -> ModuleType | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return None
+    return importlib.import_module(f"fastscore_kernels.{name}")
