@@ -1,0 +1,74 @@
+# `make demo` and `make test` need git, make and Python only: they build .venv from setup.py, pyproject.toml and
+# constraints.txt first. PYTHON names the interpreter it is built with; ARGS is passed on to the command.
+
+PYTHON ?= python3
+JOBS   ?= 2
+ARGS   ?=
+MARKS  ?= not slow and not gpu
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/ready
+
+# One OpenMP thread a worker: JOBS workers with a thread per core each would only get in each other's way.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "$(MARKS)"
+
+# Triton reads this at import, so that its interpreter and its compiler cannot share a process: one lane each.
+unexport TRITON_INTERPRET
+LANES := lint plain interpreter audit
+
+.PHONY: help demo test test-full $(LANES) bench gpu clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(READY) ## learn and sample handwritten digits and a mixture; pictures in out/
+	$(BIN)/fastscore demo $(ARGS)
+
+test: ## lint and every test that is quick, in all lanes
+	@$(MAKE) --no-print-directory --keep-going $(LANES)
+
+test-full: ## the same with the slow tests
+	@$(MAKE) --no-print-directory --keep-going $(LANES) MARKS="not gpu"
+
+lint: $(READY) ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+plain: $(READY) ## lane 1: everything that needs no Triton
+	$(PYTEST) tests --ignore=tests/kernels --ignore=tests/audit $(ARGS)
+
+interpreter: $(READY) ## lane 2: the kernels, in Triton's interpreter
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels $(ARGS)
+
+audit: $(READY) ## lane 3: the kernels, compiled ahead of time for GPUs that need not be there
+	$(PYTEST) tests/audit $(ARGS)
+
+bench: $(READY) ## measure against plain PyTorch on this machine
+	$(BIN)/python -m pytest bench $(ARGS)
+	$(if $(wildcard bench/__main__.py),$(BIN)/python -m bench)
+
+# A GPU machine often has its own PyTorch and no network, so this uses PYTHON as it is, from the bare checkout. Its
+# versions are not the pinned ones: their warnings are shown (-W default), not raised.
+gpu: export PYTHONPATH := .:kernels
+gpu: ## the kernel tests, then the benchmark, on a GPU, with the machine's own Python
+	@$(PYTHON) -c 'import pytest' || { echo 'make gpu: $(PYTHON) has no pytest; install it, or name another PYTHON=' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo 'make gpu: torch of $(PYTHON) sees no CUDA device' >&2; exit 1; }
+	$(PYTHON) -m pytest -q -W default -m "not slow" tests/kernels $(ARGS)
+	$(if $(wildcard bench/__main__.py),$(PYTHON) -m bench --device cuda)
+
+clean: ## remove .venv and everything built or cached here
+	rm -rf $(VENV) build dist out *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache .benchmarks
+	find fastscore kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+# READY is written last, so that an interrupted build is taken up again; an environment that has a working pip is kept
+# and brought up to date. torch goes first and on its own: it is most of the download.
+$(READY): setup.py pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt setuptools torch
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[demo,test,bench,dev]'
+	@touch $@
