@@ -1,0 +1,192 @@
+"""Targets: log-densities against scipy, scores against autograd, samples against their law."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest, multivariate_normal
+from torch import Tensor
+
+from fastscore import noise, targets
+
+D, K = 3, 4
+
+
+def spd(n: int, seed: int) -> Tensor:
+    root = noise.normal((n, D, D), seed=seed, stream=noise.Stream.DATA, dtype=torch.float64)
+    return root @ root.mT + 0.3 * torch.eye(D, dtype=torch.float64)
+
+
+MEANS = 2 * noise.normal((K, D), seed=1, stream=noise.Stream.DATA, dtype=torch.float64)
+WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+COVARIANCES = {
+    "shared": 0.7,
+    "each": torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=torch.float64),
+    "diagonal": spd(K, 2).diagonal(0, -2, -1),
+    "full": spd(K, 3),
+}
+X = 3 * noise.normal((50, D), seed=4, stream=noise.Stream.DATA, dtype=torch.float64)
+
+
+def dense(covariance: float | Tensor) -> Tensor:
+    eye = torch.eye(D, dtype=torch.float64)
+    if isinstance(covariance, float):
+        return (covariance * eye).expand(K, D, D)
+    if covariance.dim() == 1:
+        return covariance[:, None, None] * eye
+    return torch.diag_embed(covariance) if covariance.dim() == 2 else covariance
+
+
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_mixture_log_prob_is_scipys(kind: str) -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES[kind], WEIGHTS)
+    density = sum(
+        w * multivariate_normal(m.numpy(), s.numpy()).pdf(X.numpy())
+        for w, m, s in zip(WEIGHTS.tolist(), MEANS, dense(COVARIANCES[kind]))
+    )
+    torch.testing.assert_close(target.log_prob(X), torch.from_numpy(density).log(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_mixture_score_is_the_gradient_of_log_prob(kind: str) -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES[kind], WEIGHTS)
+    x = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(target.log_prob(x).sum(), x)
+    torch.testing.assert_close(target.score(X), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("covariance", [0.5, [0.2, 0.5, 2.0], spd(1, 5)[0]], ids=["number", "diagonal", "full"])
+def test_gaussian_against_scipy_and_the_textbook(covariance: object) -> None:
+    target = targets.Gaussian(MEANS[0], covariance)
+    s = torch.as_tensor(covariance, dtype=torch.float64)
+    s = s if s.dim() == 2 else torch.diag(s.expand(D))
+    law = multivariate_normal(MEANS[0].numpy(), s.numpy())
+    torch.testing.assert_close(target.log_prob(X), torch.from_numpy(law.logpdf(X.numpy())), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(target.score(X), -(X - MEANS[0]) @ torch.linalg.inv(s), rtol=1e-10, atol=1e-10)
+    assert target.lipschitz == pytest.approx(1 / float(torch.linalg.eigvalsh(s)[0]), rel=1e-10)
+
+
+def test_scores_differentiate_twice() -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES["full"], WEIGHTS)
+    x = X[:4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(target.score, (x,))
+    assert torch.autograd.gradgradcheck(target.score, (x,))
+    assert torch.autograd.gradgradcheck(target.log_prob, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [1e2, 1e4, 1e8])
+def test_score_far_in_the_tails(dtype: torch.dtype, distance: float) -> None:
+    target = targets.GaussianMixture(torch.tensor([[-1.0, 0.0], [2.0, 0.0]], dtype=dtype), 0.5)
+    x = torch.tensor([[distance, 0.0], [-distance, 0.0], [0.0, 3.0]], dtype=dtype)
+    expected = torch.tensor([[-(distance - 2) / 0.5, 0.0], [(distance - 1) / 0.5, 0.0]], dtype=dtype)
+    torch.testing.assert_close(target.score(x)[:2], expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_lipschitz_bounds_the_jacobian_and_is_reached() -> None:
+    target = targets.GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], [[0.5, 2.0], [0.5, 2.0]])
+    grid = torch.cartesian_prod(*2 * [torch.linspace(-4, 4, 81, dtype=torch.float64)])
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda x: target.score(x[None])[0]))(grid)
+    largest = float(torch.linalg.matrix_norm(jacobians, ord=2).max())
+    assert target.lipschitz == pytest.approx(max(1, 32 / 4 - 1) / 0.5)
+    assert largest <= target.lipschitz
+    assert largest == pytest.approx(target.lipschitz, rel=1e-6)  # at the saddle, which the grid contains
+    assert targets.GaussianMixture(MEANS, COVARIANCES["each"]).lipschitz is None
+
+
+def test_constants_follow_the_points() -> None:
+    target = targets.GaussianMixture(MEANS.float(), COVARIANCES["full"].float(), WEIGHTS)
+    exact = targets.GaussianMixture(MEANS.float().double(), COVARIANCES["full"].float().double(), WEIGHTS)
+    assert target.score(X).dtype == torch.float64
+    torch.testing.assert_close(target.score(X), exact.score(X), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(target.score(X.float()), exact.score(X).float(), rtol=2e-5, atol=2e-5)
+    half = X.bfloat16()
+    torch.testing.assert_close(target.score(half), target.score(half.float()).bfloat16(), rtol=0, atol=0)
+    assert target.log_prob(half).dtype == torch.bfloat16
+
+
+def test_layouts_and_empty_batches() -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES["full"])
+    expected = target.score(X)
+    for x in (X.t().contiguous().t(), X.repeat(1, 2)[:, :D], X.repeat_interleave(2, 0)[::2]):
+        torch.testing.assert_close(target.score(x), expected, rtol=1e-14, atol=1e-14)
+    assert target.score(X[:0]).shape == (0, D)
+    assert target.log_prob(X[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_samples_have_the_law(kind: str) -> None:
+    n = 200_000
+    target = targets.GaussianMixture(MEANS, COVARIANCES[kind], WEIGHTS)
+    x = target.sample(n, seed=11)
+    covariances = dense(COVARIANCES[kind])
+    mean = WEIGHTS @ MEANS
+    second = torch.einsum("k,kij->ij", WEIGHTS, covariances + MEANS[:, :, None] * MEANS[:, None, :])
+    deviation = (second - torch.outer(mean, mean)).diagonal().sqrt() / math.sqrt(n)
+    assert bool(((x.mean(0) - mean).abs() < 5 * deviation).all())
+    products = x[:, :, None] * x[:, None, :]
+    assert bool(((products.mean(0) - second).abs() < 5 * products.std(0) / math.sqrt(n)).all())
+    along = torch.tensor([0.6, -0.3, 0.5], dtype=torch.float64)
+    centres, spreads = MEANS @ along, torch.einsum("i,kij,j->k", along, covariances, along).sqrt()
+
+    def cdf(value: object) -> object:
+        z = (torch.as_tensor(value)[:, None] - centres) / spreads
+        return (torch.special.ndtr(z) @ WEIGHTS).numpy()
+
+    assert kstest((x @ along).numpy(), cdf).pvalue > 1e-4
+
+
+def test_samples_are_a_function_of_the_seed() -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES["full"], WEIGHTS)
+    x = target.sample(20, seed=3)
+    assert x.shape == (20, D)
+    assert x.dtype == torch.float64
+    assert torch.equal(x, target.sample(20, seed=3))
+    assert torch.equal(x[:7], target.sample(7, seed=3))
+    assert not torch.equal(x, target.sample(20, seed=4))
+    torch.manual_seed(5)
+    drawn = target.sample(20)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, target.sample(20))
+    assert target.sample(0, seed=3).shape == (0, D)
+    z = noise.normal((20, D), seed=3, stream=noise.Stream.INITIAL)
+    torch.testing.assert_close(targets.Gaussian([1.0] * D, 4.0).sample(20, seed=3), 1 + 2 * z)
+
+
+def test_ring() -> None:
+    target = targets.GaussianMixture.ring(n_modes=4, radius=2.0, std=0.1)
+    modes = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [0.0, -2.0]])
+    torch.testing.assert_close(target.score(modes), torch.zeros(4, 2), atol=1e-4, rtol=0)
+    expected = torch.full((4,), -math.log(4 * 2 * math.pi * 0.01))
+    torch.testing.assert_close(target.log_prob(modes), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: targets.Gaussian([[0.0]], 1.0), r"mean must have shape \[D\], got \[1, 1\]"),
+        (lambda: targets.Gaussian([0.0, float("nan")], 1.0), "mean must be finite"),
+        (lambda: targets.Gaussian([0.0, 0.0], [1.0, 2.0, 3.0]), r"covariance must be a number .* got \[3\]"),
+        (lambda: targets.Gaussian([0.0, 0.0], -1.0), "covariances must be positive variances"),
+        (lambda: targets.Gaussian([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), "covariances must be positive definite"),
+        (lambda: targets.Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), "covariances must be symmetric"),
+        (lambda: targets.GaussianMixture([0.0, 1.0], 1.0), r"means must have shape \[K, D\], got \[2\]"),
+        (lambda: targets.GaussianMixture([[0.0, 1.0]], torch.ones(3)), r"covariances must be a number .* got \[3\]"),
+        (lambda: targets.GaussianMixture([[0.0], [1.0]], 1.0, [1.0]), "weights must be 2 positive numbers"),
+        (lambda: targets.GaussianMixture([[0.0], [1.0]], 1.0, [1.0, 0.0]), "weights must be 2 positive numbers"),
+        (lambda: targets.GaussianMixture.ring(0), "n_modes must be at least 1, got 0"),
+        (lambda: targets.Gaussian([0.0], 1.0).score(torch.zeros(2, 3)), r"x must have shape \[B, 1\], got \[2, 3\]"),
+        (lambda: targets.Gaussian([0.0], 1.0).sample(-1), "n must be at least 0, got -1"),
+        (lambda: targets.Gaussian([0.0], 1.0).sample(1, seed=-1), "seed must be in"),
+    ],
+)
+def test_errors_name_the_argument(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_integer_points_are_refused() -> None:
+    with pytest.raises(TypeError, match="x must"):
+        targets.Gaussian([0.0], 1.0).score(torch.zeros(2, 1, dtype=torch.int64))
