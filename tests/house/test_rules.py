@@ -1,0 +1,71 @@
+"""Rules of the design that no linter knows, read off the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "fastscore"
+KERNELS = ROOT / "kernels" / "fastscore_kernels"
+
+
+def nodes(*folders: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Every syntax node below the folders, with the file it stands in."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                yield path.relative_to(ROOT).as_posix(), node
+
+
+def callee(node: ast.AST) -> str:
+    """`tl.load` for the call `tl.load(...)`, also when it is the base of a decorator; "" for anything else."""
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def keywords(node: ast.AST) -> set[str | None]:
+    return {keyword.arg for keyword in node.keywords} if isinstance(node, ast.Call) else set()
+
+
+def test_the_dispatcher_alone_imports_by_name() -> None:
+    # import-linter reads import statements only; this closes the way around it.
+    users = {name for name, node in nodes(PACKAGE) if callee(node) in {"importlib.import_module", "__import__"}}
+    assert users == {"fastscore/ops/_dispatch.py"}
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    readers = {
+        name
+        for name, node in nodes(PACKAGE, KERNELS)
+        if isinstance(node, (ast.Attribute, ast.Name)) and ast.unparse(node) in {"os.environ", "os.getenv", "environ"}
+    }
+    assert readers == {"fastscore/_config.py"}
+
+
+@pytest.mark.parametrize(("call", "needed"), [("tl.load", "other"), ("tl.dot", "input_precision")])
+def test_kernels_say_what_the_hardware_would_decide(call: str, needed: str) -> None:
+    # A lane a load masks out is undefined on a GPU without `other`; the default precision of a dot differs by version.
+    silent = [
+        f"{name}:{node.lineno}"
+        for name, node in nodes(KERNELS)
+        if isinstance(node, ast.Call) and callee(node) == call and needed not in keywords(node)
+        if call != "tl.load" or "mask" in keywords(node) or len(node.args) > 1
+    ]
+    assert silent == []
+
+
+def test_no_kernel_tunes_itself_at_run_time() -> None:
+    # The first call would stall, later ones could give other bits, and an in-place output would be written repeatedly.
+    tuned = [
+        name
+        for name, node in nodes(KERNELS)
+        if isinstance(node, ast.Attribute) and node.attr in {"autotune", "heuristics"}
+    ]
+    assert tuned == []
+
+
+def test_the_rules_are_checked_on_something() -> None:
+    assert "tl.load" in {callee(node) for _, node in nodes(KERNELS)}
