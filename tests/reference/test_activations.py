@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_formulas_can_be_differentiated(name):
     """The derivative of each formula, by autograd, is the next formula."""
     z = points().requires_grad_(True)
     values = ACTIVATIONS[name].derivatives(z, 3)
-    for low, high in zip(values[:-1], values[1:], strict=True):
+    for low, high in pairwise(values):
         (grad,) = torch.autograd.grad(low.sum(), z, retain_graph=True)
         assert (grad - high).abs().max() <= 1e-10
 

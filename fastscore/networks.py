@@ -1,0 +1,222 @@
+"""Score and energy networks: multilayer perceptrons with smooth activations, conditioned or not.
+
+Both keep to the structure that every exact formula of fastscore is written for (`fastscore.reference.mlp`):
+`z_1 = W_1 x + b_1 + u_1`, `h_l = phi(z_l)`, `z_{l+1} = W_{l+1} h_l + b_{l+1} + u_{l+1}`. A condition enters only
+through the per-sample vectors `u_l`, so the closed-form trace is the same with and without one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastscore import _checks
+from fastscore.reference.activations import ACTIVATIONS, Activation
+
+_ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "elu", "celu", "selu")
+_FREQUENCIES = tuple(0.25 * 2.0**k for k in range(7))  # 0.25 to 16: periods from 25 down to 0.4
+
+
+class _Condition(nn.Module):
+    """`cond [B, C]` -> `u_1 .. u_L`: Fourier features, one SiLU layer, and a linear map for every hidden layer."""
+
+    def __init__(self, cond_dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        features = cond_dim * (1 + 2 * len(_FREQUENCIES))
+        self.register_buffer("frequencies", torch.tensor(_FREQUENCIES), persistent=False)
+        self.embed = nn.Linear(features, width)
+        self.maps = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(depth)])
+        nn.init.normal_(self.embed.weight, std=features**-0.5)
+        for layer in self.maps:
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=width**-0.5)
+
+    def forward(self, cond: Tensor) -> list[Tensor]:
+        frequencies: Tensor = self.get_buffer("frequencies")
+        angles = (cond.unsqueeze(-1) * frequencies).flatten(1)
+        features = torch.cat([cond, torch.sin(angles), torch.cos(angles)], dim=-1)
+        embedding = F.silu(self.embed(features))
+        return [layer(embedding) for layer in self.maps]
+
+
+class _MLP(nn.Module):
+    """What the two networks share: the layers, the condition, and the hidden layers' values."""
+
+    def __init__(self, dim: int, width: int, depth: int, activation: str, cond_dim: int, outputs: int) -> None:
+        super().__init__()
+        self.activation = _activation(activation).name
+        self.dim, self.cond_dim = dim, cond_dim
+        sizes = [dim] + [width] * depth
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, [*sizes[1:], outputs], strict=True))
+        self.condition = _Condition(cond_dim, width, depth) if cond_dim else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: preactivations of about unit variance, an output near 0.
+
+        Hidden weights have the standard deviation `g / sqrt(fan_in)` with `g^2 E phi(Z)^2 = 1` for a normal Z; the last
+        layer has a tenth of `1 / sqrt(fan_in)`, so that training starts near the flat density, where score and trace
+        are small.
+        """
+        gain = _gain(ACTIVATIONS[self.activation])
+        *hidden, last = self._linears()
+        for index, layer in enumerate(hidden):
+            fan_in = layer.in_features
+            nn.init.normal_(layer.weight, std=(gain if index else 1.0) / math.sqrt(fan_in))
+            nn.init.uniform_(layer.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        nn.init.normal_(last.weight, std=0.1 / math.sqrt(last.in_features))
+        nn.init.zeros_(last.bias)
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def shifts(self, cond: Tensor | float | None, like: Tensor) -> list[Tensor] | None:
+        """Return `u_1, ..., u_L`, `[B, width]` or `[1, width]`, for a condition; None for a network without one.
+
+        Args:
+            cond: `[B]` (for `cond_dim` 1), `[B, cond_dim]`, or one condition for the whole batch: a number or a tensor
+                of shape `[]` or `[cond_dim]`.
+            like: `[B, dim]`, whose dtype, device and batch size the condition is fitted to.
+
+        Raises:
+            ValueError: a condition is missing, unexpected, or of another shape.
+        """
+        if self.condition is None:
+            if cond is not None:
+                raise ValueError("cond was given to a network without a condition: build it with cond_dim=...")
+            return None
+        if cond is None:
+            raise ValueError(f"cond is missing: the network was built with cond_dim={self.cond_dim}")
+        given = torch.as_tensor(cond, dtype=like.dtype, device=like.device)
+        if given.dim() == 2:
+            rows = given
+        elif self.cond_dim == 1 and given.dim() < 2:
+            rows = given.reshape(-1, 1)
+        else:
+            rows = given.unsqueeze(0)
+        if rows.dim() != 2 or rows.shape[1] != self.cond_dim or rows.shape[0] not in (1, like.shape[0]):
+            wanted = f"[{like.shape[0]}, {self.cond_dim}]"
+            raise ValueError(f"cond must have shape {wanted} or broadcast to it, got {list(given.shape)}")
+        shifts: list[Tensor] = self.condition(rows)
+        return shifts
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """`[B, *event]` -> `[B, dim]`; one sample `[dim]`, as `torch.func` transforms pass it, -> `[1, dim]`."""
+        _checks.floating("x", x)
+        rows = x.unsqueeze(0) if x.dim() < 2 else x.flatten(1)
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"x must have shape [B, *event] with {self.dim} features, got {list(x.shape)}")
+        return rows
+
+    def _preactivations(self, rows: Tensor, shifts: list[Tensor] | None, order: int) -> tuple[Tensor, list[Tensor]]:
+        """The output `z_{L+1}` and, for `order` 1, the slopes `d_l = phi'(z_l)` of the hidden layers."""
+        activation, linears = ACTIVATIONS[self.activation], self._linears()
+        h, slopes = rows, []
+        for index, layer in enumerate(linears[:-1]):
+            z = layer(h)
+            h, *rest = activation.derivatives(z if shifts is None else z + shifts[index], order)
+            slopes += rest
+        output: Tensor = linears[-1](h)
+        return output, slopes
+
+
+class ScoreMLP(_MLP):
+    """A score network `s(x)` or `s(x, cond)` of `depth` hidden layers, for `x [B, *event]` with `dim` features.
+
+    A condition (a noise level, a time, a position) is embedded once, `e = silu(A [c, sin(f c), cos(f c)] + a)` with
+    seven fixed frequencies from 0.25 to 16, and every hidden layer adds its own linear map of it: `z_l += V_l e`. The
+    hidden layers can so change with the noise level, which a condition concatenated to x offers to the first layer
+    only; and the trace of ds/dx keeps its closed form, because the addition does not depend on x. The frequencies
+    suit conditions of order one: pass the logarithm of a noise level that spans decades, and divide the network's
+    output by it (`s(x, sigma) = net(x, log sigma) / sigma`), as the true score grows so.
+
+    Args:
+        dim: features of an event.
+        width: units of a hidden layer.
+        depth: hidden layers, at least 1.
+        activation: "silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign" or "sine".
+        cond_dim: features of the condition; 0 for none.
+
+    Raises:
+        ValueError: a size below its minimum, or an activation whose second derivative score matching cannot use.
+        TypeError: a size that is not an int.
+    """
+
+    def __init__(self, dim: int, width: int = 128, depth: int = 2, activation: str = "silu", cond_dim: int = 0) -> None:
+        _check_sizes(dim, width, depth, cond_dim)
+        super().__init__(dim, width, depth, activation, cond_dim, outputs=dim)
+
+    def forward(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
+        """Return the score, shaped like x.
+
+        Args:
+            x: `[B, *event]` with `dim` features (or one sample `[dim]`).
+            cond: `[B]`, `[B, cond_dim]`, or one for the batch: a number or a tensor `[]` or `[cond_dim]`.
+
+        Raises:
+            ValueError: x or cond has another shape, or cond is missing or unexpected.
+        """
+        rows = self._flat(x)
+        return self._preactivations(rows, self.shifts(cond, rows), 0)[0].reshape(x.shape)
+
+
+class EnergyMLP(_MLP):
+    """An energy `E(x) = -log p(x) + const` of `depth` hidden layers; the score is `-grad E`, in closed form.
+
+    The arguments, the condition and the errors are those of `ScoreMLP`.
+    """
+
+    def __init__(self, dim: int, width: int = 128, depth: int = 2, activation: str = "silu", cond_dim: int = 0) -> None:
+        _check_sizes(dim, width, depth, cond_dim)
+        super().__init__(dim, width, depth, activation, cond_dim, outputs=1)
+
+    def forward(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
+        """Return the energy `[B]` (a scalar for one sample `[dim]`); the arguments are those of `ScoreMLP.forward`."""
+        rows = self._flat(x)
+        energy = self._preactivations(rows, self.shifts(cond, rows), 0)[0]
+        return energy.reshape(x.shape[0] if x.dim() > 1 else ())
+
+    def score(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
+        """Return the score `-grad E(x)`, shaped like x; the arguments are those of `ScoreMLP.forward`.
+
+        The reverse pass is written out, `g_L = W_{L+1}`, `g_{l-1} = (g_l * phi'(z_l)) W_l`, `s = -g_0`, in ordinary
+        torch operations: it needs no graph, works under `torch.no_grad`, and can be differentiated and compiled.
+        """
+        rows = self._flat(x)
+        _, slopes = self._preactivations(rows, self.shifts(cond, rows), 1)
+        *hidden, last = self._linears()
+        gradient = last.weight.squeeze(0)
+        for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
+            gradient = (gradient * slope) @ layer.weight
+        return gradient.neg().reshape(x.shape)
+
+
+def _check_sizes(dim: int, width: int, depth: int, cond_dim: int) -> None:
+    _checks.count("dim", dim)
+    _checks.count("width", width)
+    _checks.count("depth", depth)
+    _checks.count("cond_dim", cond_dim, minimum=0)
+
+
+def _activation(name: str) -> Activation:
+    """The activation of that name, or a ValueError that says why and what instead."""
+    if isinstance(name, str) and name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    choices = ", ".join(map(repr, ACTIVATIONS))
+    if name in _ONCE_DIFFERENTIABLE:
+        raise ValueError(
+            f"activation {name!r} cannot be used: score matching differentiates the score, and the gradient of the "
+            f"loss needs a second derivative of the activation, which is 0 or undefined for it; use one of {choices}"
+        )
+    raise ValueError(f"activation must be one of {choices}, got {name!r}")
+
+
+def _gain(activation: Activation) -> float:
+    """`1 / sqrt(E phi(Z)^2)` for a standard normal Z, by the trapezoidal rule on [-8, 8]."""
+    z = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    second_moment = float((activation(z).square() * density).sum() * 0.01)
+    return 1 / math.sqrt(second_moment)
