@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workstea
 unexport TRITON_INTERPRET
 LANES := lint plain interpreter audit
 
-.PHONY: help demo test test-full $(LANES) bench gpu clean
+.PHONY: help demo test test-full $(LANES) style types layers bench gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,10 +31,16 @@ test: ## lint and every test that is quick, in all lanes
 test-full: ## the same with the slow tests
 	@$(MAKE) --no-print-directory --keep-going $(LANES) MARKS="not gpu"
 
-lint: $(READY) ## ruff, mypy, import-linter
+lint: style types layers ## ruff, mypy, import-linter
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+layers: $(READY)
 	$(BIN)/lint-imports
 
 plain: $(READY) ## lane 1: everything that needs no Triton

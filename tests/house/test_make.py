@@ -40,9 +40,10 @@ def make(checkout: Path, *arguments: str, fail_on: str = "never") -> tuple[int, 
     """Runs make and returns its exit status and the tools' calls."""
     calls = checkout / "calls"
     calls.unlink(missing_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    environment = inherited | {"CALLS": str(calls), "FAIL_ON": fail_on, "TRITON_INTERPRET": "1", "MARKS": ""}
-    del environment["MARKS"]
+    # Run by `make test`, these tests would otherwise hand its own variables on.
+    ours = {"ARGS", "JOBS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MARKS", "MFLAGS", "PYTHON"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = inherited | {"CALLS": str(calls), "FAIL_ON": fail_on, "TRITON_INTERPRET": "1"}
     done = subprocess.run(["make", *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
     return done.returncode, calls.read_text().splitlines() if calls.exists() else []
 
