@@ -44,7 +44,7 @@ def test_mixture_log_prob_is_scipys(kind: str) -> None:
     target = targets.GaussianMixture(MEANS, COVARIANCES[kind], WEIGHTS)
     density = sum(
         w * multivariate_normal(m.numpy(), s.numpy()).pdf(X.numpy())
-        for w, m, s in zip(WEIGHTS.tolist(), MEANS, dense(COVARIANCES[kind]))
+        for w, m, s in zip(WEIGHTS.tolist(), MEANS, dense(COVARIANCES[kind]), strict=True)
     )
     torch.testing.assert_close(target.log_prob(X), torch.from_numpy(density).log(), rtol=1e-10, atol=1e-10)
 

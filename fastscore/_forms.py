@@ -1,0 +1,165 @@
+"""Bilinear forms `u' J v` of a Jacobian along many directions, in pieces that fit a memory budget.
+
+The trace, its Hutchinson estimate, weighted traces and the whole Jacobian differ only in their directions and in what
+is kept of the products. Pieces are rows of the batch first (all directions then share one evaluation) and directions
+only where a single row does not fit. Where gradients are recorded, pieces are recomputed in the backward, not kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastscore import noise
+from fastscore._products import Aux, Differentiated, products
+
+_BUDGET = 2**29  # bytes that the activations of one piece may take, by the estimate of `_piece`
+
+Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
+"""(x, first_chain, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
+
+Twice: TypeAlias = tuple[Differentiated, Differentiated]
+"""One function, written for forward mode and for reverse mode (see `products`)."""
+
+
+def basis(x: Tensor, first_chain: int, start: int, stop: int) -> Tensor:
+    """The unit vectors of the event, the same for every row."""
+    eye = torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device)
+    return eye[start:stop].reshape(stop - start, 1, *x.shape[1:]).expand(-1, *x.shape)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Independent directions with `E[v v'] = I`, a pure function of (seed, probe, row)."""
+
+    kind: str
+    seed: int
+
+    def __call__(self, x: Tensor, first_chain: int, start: int, stop: int) -> Tensor:
+        """Probes start..stop-1 for the rows of x, row b being chain `first_chain + b`."""
+        draw = noise.rademacher if self.kind == "rademacher" else noise.normal
+        return torch.stack(
+            [
+                draw(
+                    x.shape,
+                    seed=self.seed,
+                    stream=noise.Stream.PROBES,
+                    step=probe,
+                    first_chain=first_chain,
+                    dtype=x.dtype,
+                    device=x.device,
+                )
+                for probe in range(start, stop)
+            ]
+        )
+
+
+class Forms(NamedTuple):
+    """What `forms` returns: value `[B, *event]`, aux, kept `[n, B, ...]` and the mode that ran, "jvp" or "vjp"."""
+
+    value: Tensor
+    aux: Aux
+    kept: Tensor
+    mode: str
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32, in which sums are taken; other dtypes as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def forms(
+    function: Callable[[Any], Twice],
+    x: Tensor,
+    cond: Any,
+    directions: Directions,
+    n: int,
+    *,
+    weight: Tensor | None = None,
+    chunk_size: int | None = None,
+    whole: bool = False,
+) -> Forms:
+    """The forms `v_i' C J v_i` `[n, B]` along n directions, or with `whole` the products with J themselves.
+
+    Args:
+        function: cond -> the function to differentiate, in both its writings.
+        x: Points `[B, *event]`.
+        cond: Condition; where the batch is cut, a tensor whose first dimension is B is cut with it.
+        directions: Where the v_i come from.
+        n: How many.
+        weight: C, `[D, D]` or `[B, D, D]`; the identity when not given.
+        chunk_size: Rows in a piece; chosen by the memory budget when not given.
+        whole: Keep `J v_i` (mode "jvp") or `J' v_i` (mode "vjp"), `[n, B, *event]`, and not the forms.
+    """
+    batch = x.shape[0]
+    rows, columns = _piece(x, n, chunk_size, cond)
+    remake = rows < batch or columns < n
+
+    def piece(x: Tensor, cond: Any, weight: Tensor | None, first: int, start: int, stop: int) -> Forms:
+        right = directions(x, first, start, stop)
+        left = right if weight is None else _weighted(right, weight)
+        value, aux, product, mode = products(*function(cond), x, left, right)
+        kept = product if whole else _dot(product, left if mode == "jvp" else right)
+        return Forms(value, aux, kept, mode)
+
+    done = []
+    for first in range(0, max(batch, 1), rows):
+        last = min(first + rows, batch)
+        own = tuple(t if rows >= batch else _cut(t, batch, first, last) for t in (x, cond, weight))
+        starts = range(0, max(n, 1), columns)
+        parts = [_run(remake, piece, *own, first, start, min(start + columns, n)) for start in starts]
+        done.append(parts[0] if len(parts) == 1 else parts[0]._replace(kept=torch.cat([p.kept for p in parts])))
+    if len(done) == 1:
+        return done[0]
+    aux = tuple(torch.cat(column) for column in zip(*(p.aux for p in done), strict=True))
+    return Forms(torch.cat([p.value for p in done]), aux, torch.cat([p.kept for p in done], dim=1), done[0].mode)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products over the event: `[C, B, *event]` twice -> `[C, B]`."""
+    return (wide(a) * wide(b)).flatten(2).sum(2)
+
+
+def _weighted(v: Tensor, weight: Tensor) -> Tensor:
+    """`C' v` for v `[C, B, *event]` and C `[D, D]` or `[B, D, D]`."""
+    return torch.matmul(v.flatten(2).unsqueeze(2), weight).reshape(v.shape)
+
+
+def _piece(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[int, int]:
+    """Rows and directions in a piece.
+
+    A tangent of one row is taken to need 64 times the event or 1024 numbers, whichever is more: a guess that fits small
+    networks and convolutions with some tens of channels, made because nothing is known of the callable.
+    """
+    each = x.element_size() * max(64 * math.prod(x.shape[1:]), 1024)
+    fit = _BUDGET // each
+    if chunk_size is not None:
+        rows = chunk_size
+    elif torch.compiler.is_compiling() or not (cond is None or isinstance(cond, (Tensor, int, float))):
+        rows = x.shape[0]
+    else:
+        rows = fit // (n + 1)
+    rows = max(1, min(rows, x.shape[0]))
+    return rows, n if torch.compiler.is_compiling() else max(1, min(n, fit // rows))
+
+
+def _cut(value: Any, batch: int, first: int, last: int) -> Any:
+    """Rows first..last-1 of a tensor that has a row for each sample; anything else as it is."""
+    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
+        return value[first:last]
+    return value
+
+
+def _run(remake: bool, piece: Callable[..., Forms], *args: Any) -> Forms:
+    """`piece(*args)`, to be recomputed in the backward if `remake` and gradients are recorded."""
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not (remake and recorded) or torch._C._functorch.peek_interpreter_stack() is not None:
+        return piece(*args)
+    done: Forms = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
+    return done

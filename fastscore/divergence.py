@@ -1,0 +1,271 @@
+"""Divergences, Jacobians and Laplacians of any callable, exact or estimated, differentiable by one ordinary backward.
+
+Signs: a score is `s = +grad log p = -grad E`; the divergence of a score is `tr ds/dx`, and that of `-grad E` is minus
+the Laplacian of E. Samples are assumed independent: row b of the output depends on row b of x alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore import _checks, noise
+from fastscore._forms import Forms, Probes, Twice, basis, forms, wide
+from fastscore._products import Aux
+
+EXACT_FEATURES = 64
+"""`trace="auto"` is exact for events of up to this many features: D tangents, where a probe is one."""
+
+
+class Divergence(NamedTuple):
+    """A score with the trace of its Jacobian.
+
+    Attributes:
+        score: `s(x)`, `[B, *event]`.
+        trace: `tr ds/dx` or its estimate, `[B]`; float32 where x is in half precision.
+        stderr: Standard error of the estimate `[B]`, detached; None where the trace is exact or has a single probe.
+        method: What ran: "exact-jvp", "exact-vjp", "hutchinson-jvp" or "hutchinson-vjp".
+    """
+
+    score: Tensor
+    trace: Tensor
+    stderr: Tensor | None
+    method: str
+
+
+class Laplacian(NamedTuple):
+    """An energy with its score and Laplacian.
+
+    Attributes:
+        energy: `E(x)`, `[B]`.
+        score: `-grad E(x)`, `[B, *event]`.
+        laplacian: `tr d2E/dx2` or its estimate, `[B]`; the divergence of the score is minus this.
+        stderr: Standard error of the estimate `[B]`, detached; None where it is exact or has a single probe.
+        method: What ran, as in `Divergence`.
+    """
+
+    energy: Tensor
+    score: Tensor
+    laplacian: Tensor
+    stderr: Tensor | None
+    method: str
+
+
+def divergence(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    cond: Any = None,
+    trace: str = "auto",
+    n_probes: int = 1,
+    probe: str = "rademacher",
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    weight: Tensor | None = None,
+) -> Divergence:
+    r"""The score and the trace of its Jacobian, `tr J`, `J = ds/dx`; with `weight` C, `tr(C J)`.
+
+    Exact: `tr(C J) = sum_i (C J e_i)_i` over the unit vectors. Hutchinson (1990): `mean_k v_k' C J v_k` with
+    independent probes, `E[v v'] = I`, which is unbiased: `E[v' C J v] = E[tr(C J v v')] = tr(C J)`. With S the
+    symmetric part of `C J`, a Rademacher probe has variance `2 (|S|_F^2 - sum_i S_ii^2)`, a normal one `2 |S|_F^2`.
+
+    Args:
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        x: Points `[B, *event]`, D features each.
+        cond: Passed on as it is; where the batch is cut, a tensor whose first dimension is B is cut with it.
+        trace: "exact", "hutchinson", or "auto": exact up to `EXACT_FEATURES` features, else Hutchinson.
+        n_probes: K, the probes of Hutchinson's estimate.
+        probe: "rademacher" or "normal".
+        chunk_size: Rows worked on at a time (recomputed in the backward); by a memory budget when not given.
+        seed: Seed of the probes, an int in [0, 2^64); probe k of row b depends on (seed, k, b) alone.
+        generator: Draws the seed instead; with neither, torch's default CPU generator does.
+        weight: C, `[D, D]` or `[B, D, D]`.
+
+    Returns:
+        Score, trace, standard error for K >= 2 probes, and the method that ran. Score and trace are differentiable in
+        the parameters of score_fn and in x.
+
+    Raises:
+        TypeError: x is not a floating point tensor, score_fn is not callable or does not return a tensor.
+        ValueError: An argument out of range, shapes that do not fit, active dropout, BatchNorm in training mode.
+
+    Example:
+        >>> matrix = torch.tensor([[-2.0, 1.0], [0.0, -3.0]])
+        >>> divergence(lambda x: x @ matrix.T, torch.ones(1, 2)).trace
+        tensor([-5.])
+    """
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
+    how.check("score_fn", score_fn, x)
+    found, total, stderr, method = _trace(_score(score_fn), x, cond, how)
+    return Divergence(found.value, total, stderr, method)
+
+
+def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size: int | None = None) -> Tensor:
+    """The Jacobian `J[b, i, j] = ds_i/dx_j` of every sample, `[B, D, D]`, over the flattened event.
+
+    Args:
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        x: Points `[B, *event]`.
+        cond: As in `divergence`.
+        chunk_size: As in `divergence`.
+
+    Raises:
+        TypeError: As in `divergence`.
+        ValueError: As in `divergence`.
+
+    Example:
+        >>> jacobian(lambda x: x * x, torch.tensor([[1.0, 3.0]]))
+        tensor([[[2., 0.],
+                 [0., 6.]]])
+    """
+    _check("score_fn", score_fn, x, chunk_size)
+    found = forms(_score(score_fn), x, cond, basis, _features(x), chunk_size=chunk_size, whole=True)
+    stacked = found.kept.flatten(2)  # [D, B, D]: columns of J in forward mode, rows in reverse mode
+    return stacked.permute(1, 2, 0) if found.mode == "jvp" else stacked.permute(1, 0, 2)
+
+
+def laplacian(
+    energy_fn: _checks.Score,
+    x: Tensor,
+    *,
+    cond: Any = None,
+    trace: str = "auto",
+    n_probes: int = 1,
+    probe: str = "rademacher",
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    weight: Tensor | None = None,
+) -> Laplacian:
+    """Energy, score `-grad E` and Laplacian `tr H`, `H = d2E/dx2`; with `weight` C, `tr(C H)`.
+
+    The implicit score matching loss of an energy is `1/2 |score|^2 - laplacian`. Forward mode is taken over the reverse
+    pass that gives the gradient.
+
+    Args:
+        energy_fn: `energy_fn(x)` or `energy_fn(x, cond)`, any callable returning `[B]` or `[B, 1]`, sample by sample.
+        x: Points `[B, *event]`.
+        cond: As in `divergence`; so are the arguments that follow.
+        trace: As in `divergence`.
+        n_probes: As in `divergence`.
+        probe: As in `divergence`.
+        chunk_size: As in `divergence`.
+        seed: As in `divergence`.
+        generator: As in `divergence`.
+        weight: As in `divergence`.
+
+    Raises:
+        TypeError: As in `divergence`.
+        ValueError: As in `divergence`.
+
+    Example:
+        >>> laplacian(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0, 3.0]]))[:3]
+        (tensor([14.]), tensor([[-2., -4., -6.]]), tensor([6.]))
+    """
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
+    how.check("energy_fn", energy_fn, x)
+    found, total, stderr, method = _trace(_gradient(energy_fn), x, cond, how)
+    return Laplacian(found.aux[0], -found.value, total, stderr, method)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a trace is wanted: the arguments that `divergence` and `laplacian` share, under the same names."""
+
+    trace: str
+    n_probes: int
+    probe: str
+    chunk_size: int | None
+    seed: int | None
+    generator: torch.Generator | None
+    weight: Tensor | None = None
+
+    def check(self, name: str, fn: object, x: Tensor) -> None:
+        """Refuse what cannot be right, before any work."""
+        _check(name, fn, x, self.chunk_size)
+        _checks.choice("trace", self.trace, ("auto", "exact", "hutchinson"))
+        _checks.choice("probe", self.probe, ("rademacher", "normal"))
+        _checks.count("n_probes", self.n_probes, minimum=1)
+        if self.weight is None:
+            return
+        _checks.floating("weight", self.weight)
+        _checks.same_device("weight", self.weight, "x", x)
+        b, d = x.shape[0], _features(x)
+        if tuple(self.weight.shape) not in ((d, d), (b, d, d)):
+            raise ValueError(f"weight must have shape [{d}, {d}] or [{b}, {d}, {d}], got {list(self.weight.shape)}")
+
+
+def _trace(
+    function: Callable[[Any], Twice], x: Tensor, cond: Any, how: Request
+) -> tuple[Forms, Tensor, Tensor | None, str]:
+    """The forms along the directions that `how` asks for, their total, its standard error and the method's name."""
+    weight = None if how.weight is None else how.weight.to(x.dtype)
+    if how.trace == "exact" or (how.trace == "auto" and _features(x) <= EXACT_FEATURES):
+        found = forms(function, x, cond, basis, _features(x), weight=weight, chunk_size=how.chunk_size)
+        return found, found.kept.sum(0), None, f"exact-{found.mode}"
+    probes = Probes(how.probe, noise.resolve_seed(how.seed, how.generator))
+    found = forms(function, x, cond, probes, how.n_probes, weight=weight, chunk_size=how.chunk_size)
+    stderr = found.kept.detach().std(0) / math.sqrt(how.n_probes) if how.n_probes > 1 else None
+    return found, found.kept.mean(0), stderr, f"hutchinson-{found.mode}"
+
+
+def _score(score_fn: _checks.Score) -> Callable[[Any], Twice]:
+    """score_fn as the function whose Jacobian is wanted, a condition at a time."""
+
+    def function(cond: Any) -> Twice:
+        def score(x: Tensor) -> tuple[Tensor, Aux]:
+            return _checks.evaluate(score_fn, x, cond), ()
+
+        return score, score
+
+    return function
+
+
+def _gradient(energy_fn: _checks.Score) -> Callable[[Any], Twice]:
+    """The gradient of energy_fn as the function whose Jacobian is wanted; the energies come along."""
+
+    def function(cond: Any) -> Twice:
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            energy = _energy(energy_fn, x, cond)
+            return wide(energy).sum(), energy
+
+        def forward(x: Tensor) -> tuple[Tensor, Aux]:
+            gradient, energy = torch.func.grad(total, has_aux=True)(x)
+            return gradient, (energy,)
+
+        def reverse(x: Tensor) -> tuple[Tensor, Aux]:
+            value, energy = total(x)
+            return torch.autograd.grad(value, x, create_graph=True)[0], (energy,)
+
+        return forward, reverse
+
+    return function
+
+
+def _features(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
+
+
+def _energy(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
+    """The energies `[B]`, checked."""
+    energy = energy_fn(x) if cond is None else energy_fn(x, cond)
+    if not isinstance(energy, Tensor):
+        raise TypeError(f"energy_fn must return a tensor, got {type(energy).__name__}")
+    if tuple(energy.shape) not in ((x.shape[0],), (x.shape[0], 1)):
+        raise ValueError(
+            f"energy_fn must return one energy a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(energy.shape)}"
+        )
+    return energy.reshape(x.shape[0])
+
+
+def _check(name: str, fn: object, x: Tensor, chunk_size: int | None) -> None:
+    _checks.callable_(name, fn)
+    _checks.batch("x", x)
+    if chunk_size is not None:
+        _checks.count("chunk_size", chunk_size, minimum=1)

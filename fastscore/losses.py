@@ -1,0 +1,297 @@
+"""Score matching: losses whose minimum over a family of scores is the score of the data.
+
+Every loss is a mean over the batch of a per-sample objective, sums over features are taken in float32 at least, and one
+ordinary backward reaches the parameters. Convention "half" (the default) is written below; "fisher" is twice that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore import _checks, noise
+from fastscore._forms import Probes, wide
+from fastscore.divergence import Request, divergence
+
+_CONVENTIONS = {"half": 1.0, "fisher": 2.0}
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class ScoreMatchingTerms(NamedTuple):
+    """A score matching loss with its parts, all reduced alike.
+
+    Attributes:
+        loss: `score_term + trace_term`.
+        score_term: The part in the score itself.
+        trace_term: The part in its Jacobian.
+        stderr: Standard error of `trace_term` from the spread of the probes, detached; None where the trace is exact
+            or has a single probe.
+        method: What computed the trace, as in `Divergence`.
+    """
+
+    loss: Tensor
+    score_term: Tensor
+    trace_term: Tensor
+    stderr: Tensor | None
+    method: str
+
+
+def implicit_score_matching(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    cond: Any = None,
+    trace: str = "auto",
+    n_probes: int = 1,
+    probe: str = "rademacher",
+    convention: str = "half",
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    return_terms: bool = False,
+) -> Tensor | ScoreMatchingTerms:
+    """Implicit score matching, `1/2 |s(x)|^2 + tr ds/dx` (Hyvarinen 2005, eq. 4).
+
+    Needs samples only: its mean over the data differs from that of the explicit loss by a constant. With
+    `trace="hutchinson"` it is sliced score matching with variance reduction (Song et al. 2019, eq. 8).
+
+    Args:
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        x: Data `[B, *event]`, B at least 1.
+        cond: As in `divergence`; so are `trace`, `n_probes`, `probe`, `chunk_size`, `seed` and `generator`.
+        trace: "exact", "hutchinson" or "auto".
+        n_probes: Probes of Hutchinson's estimate.
+        probe: "rademacher" or "normal".
+        convention: "half" as above, or "fisher", `|s|^2 + 2 tr ds/dx`.
+        reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
+        chunk_size: Rows worked on at a time: the memory of a backward is then that of one chunk.
+        seed: Seed of the probes.
+        generator: Draws the seed instead.
+        return_terms: Return the parts of the loss and the method as well.
+
+    Raises:
+        TypeError: As in `divergence`.
+        ValueError: As in `divergence`, and for an empty batch.
+
+    Example:
+        >>> implicit_score_matching(lambda x: -x, torch.tensor([[1.0, 2.0]]))  # 1/2 * 5 - 2
+        tensor(0.5000)
+    """
+    scale = _scale(convention, reduction)
+    _checks.batch("x", x, allow_empty=False)
+    found = divergence(
+        score_fn,
+        x,
+        cond=cond,
+        trace=trace,
+        n_probes=n_probes,
+        probe=probe,
+        chunk_size=chunk_size,
+        seed=seed,
+        generator=generator,
+    )
+    squares = 0.5 * _squares(found.score)
+    return _finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+
+
+def sliced_score_matching(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    cond: Any = None,
+    n_probes: int = 1,
+    probe: str = "rademacher",
+    convention: str = "half",
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    return_terms: bool = False,
+) -> Tensor | ScoreMatchingTerms:
+    """Sliced score matching, `mean_k 1/2 (v_k' s)^2 + v_k' J v_k` with `E[v v'] = I` (Song et al. 2019, eq. 7).
+
+    Its expectation over the probes is the implicit loss. `implicit_score_matching(trace="hutchinson")` with the same
+    seed has the same trace term and takes `|s|^2` exactly: less variance at the same price.
+
+    Args:
+        score_fn: As in `implicit_score_matching`; so are the arguments that follow.
+        x: Data `[B, *event]`, B at least 1.
+        cond: As in `divergence`.
+        n_probes: Probes a sample.
+        probe: "rademacher" or "normal".
+        convention: "half" as above, or "fisher", twice that.
+        reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
+        chunk_size: As in `implicit_score_matching`.
+        seed: Seed of the probes.
+        generator: Draws the seed instead.
+        return_terms: Return the parts of the loss and the method as well.
+
+    Raises:
+        TypeError: As in `divergence`.
+        ValueError: As in `divergence`, and for an empty batch.
+    """
+    scale = _scale(convention, reduction)
+    _checks.batch("x", x, allow_empty=False)
+    how = Request("hutchinson", n_probes, probe, chunk_size, None, None)
+    how.check("score_fn", score_fn, x)
+    seed = noise.resolve_seed(seed, generator)
+    found = divergence(
+        score_fn,
+        x,
+        cond=cond,
+        trace="hutchinson",
+        n_probes=n_probes,
+        probe=probe,
+        chunk_size=chunk_size,
+        seed=seed,
+    )
+    probes = Probes(probe, seed)
+    squares = torch.zeros_like(found.trace)
+    for k in range(n_probes):
+        projected = (wide(probes(x.detach(), 0, k, k + 1)[0]) * wide(found.score)).flatten(1).sum(1)
+        squares = squares + 0.5 * projected.square() / n_probes
+    return _finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+
+
+def explicit_score_matching(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    target: Any,
+    cond: Any = None,
+    convention: str = "half",
+    reduction: str = "mean",
+) -> Tensor:
+    """Explicit score matching, `1/2 |s(x) - s*(x)|^2`, for data whose score s* is known (Hyvarinen 2005, eq. 2).
+
+    Args:
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
+        x: Data `[B, *event]`, B at least 1.
+        target: s*: an object with a method `score(x)`, a callable, or the scores themselves `[B, *event]`.
+        cond: Passed to score_fn, not to the target.
+        convention: "half" as above, or "fisher", `|s - s*|^2`.
+        reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
+
+    Raises:
+        TypeError: x is not a floating point tensor, score_fn or target of another kind.
+        ValueError: Shapes that do not fit, an unknown convention or reduction, an empty batch.
+
+    Example:
+        >>> explicit_score_matching(lambda x: -x, torch.tensor([[1.0, 2.0]]), target=lambda x: -x / 2)
+        tensor(0.6250)
+    """
+    scale = _scale(convention, reduction)
+    _checks.callable_("score_fn", score_fn)
+    _checks.batch("x", x, allow_empty=False)
+    difference = wide(_checks.evaluate(score_fn, x, cond)) - wide(true_score(target, x))
+    return _reduce(0.5 * scale * _squares(difference), reduction)
+
+
+def denoising_score_matching(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    sigma: float | Tensor,
+    cond: Any = None,
+    weighting: str = "sigma2",
+    reduction: str = "mean",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Denoising score matching, `1/2 |sigma s(x + sigma e) + e|^2` with `e ~ N(0, I)` (Vincent 2011, eq. 11).
+
+    The weighting by sigma^2 is that of Song & Ermon (2019), eq. 6. Its minimum is the score of the data blurred by `N(0, sigma^2 I)`.
+
+    Args:
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
+        x: Data `[B, *event]`, B at least 1.
+        sigma: Standard deviation of the noise, a number or one a sample `[B]`.
+        cond: Passed to score_fn; give `cond=sigma` for a score that is told its noise level.
+        weighting: "sigma2" as above, which weighs noise levels alike, or "none", `1/2 |s(x + sigma e) + e / sigma|^2`.
+        reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
+        seed: Seed of the noise, an int in [0, 2^64); row b's noise depends on (seed, b) alone.
+        generator: Draws the seed instead; with neither, torch's default CPU generator does.
+
+    Raises:
+        TypeError: x is not a floating point tensor, score_fn is not callable.
+        ValueError: sigma not finite and positive or of another shape, an unknown weighting or reduction, no rows.
+    """
+    _checks.choice("weighting", weighting, ("sigma2", "none"))
+    _checks.choice("reduction", reduction, _REDUCTIONS)
+    _checks.callable_("score_fn", score_fn)
+    _checks.batch("x", x, allow_empty=False)
+    level = _level(sigma, x)
+    seed = noise.resolve_seed(seed, generator)
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    e = noise.normal(x.shape, seed=seed, stream=noise.Stream.DATA, dtype=kind, device=x.device)
+    score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)
+    residual = level * wide(score) + e if weighting == "sigma2" else wide(score) + e / level
+    return _reduce(0.5 * _squares(residual), reduction)
+
+
+def true_score(target: Any, x: Tensor) -> Tensor:
+    """The score a target gives at x: `target.score(x)`, `target(x)` or the tensor `target`, of the shape of x."""
+    if isinstance(target, Tensor):
+        score: Any = target
+    elif callable(getattr(target, "score", None)):
+        score = target.score(x)
+    elif callable(target):
+        score = target(x)
+    else:
+        raise TypeError(f"target must have a score method, be callable or a tensor, got {type(target).__name__}")
+    if not isinstance(score, Tensor):
+        raise TypeError(f"target must give a tensor, got {type(score).__name__}")
+    _checks.same_shape("target", score, "x", x)
+    _checks.same_device("target", score, "x", x)
+    return score
+
+
+def _level(sigma: float | Tensor, x: Tensor) -> Tensor | float:
+    """sigma, checked and shaped to multiply x."""
+    _checks.positive("sigma", sigma)
+    if not isinstance(sigma, Tensor):
+        return sigma
+    if tuple(sigma.shape) not in ((), (x.shape[0],)):
+        raise ValueError(f"sigma must be a number or have shape [{x.shape[0]}], got {list(sigma.shape)}")
+    _checks.same_device("sigma", sigma, "x", x)
+    return sigma.to(wide(x).dtype).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _scale(convention: str, reduction: str) -> float:
+    _checks.choice("convention", convention, tuple(_CONVENTIONS))
+    _checks.choice("reduction", reduction, _REDUCTIONS)
+    return _CONVENTIONS[convention]
+
+
+def _squares(score: Tensor) -> Tensor:
+    """Squared norms over the event: `[B, *event]` -> `[B]`."""
+    return wide(score).square().flatten(1).sum(1)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _finish(
+    squares: Tensor,
+    trace: Tensor,
+    stderr: Tensor | None,
+    method: str,
+    scale: float,
+    reduction: str,
+    return_terms: bool,
+) -> Tensor | ScoreMatchingTerms:
+    """The loss, or all its terms, from the per-sample parts `[B]` in convention "half"."""
+    if not return_terms:
+        return _reduce(scale * (squares + trace), reduction)
+    score_term, trace_term = _reduce(scale * squares, reduction), _reduce(scale * trace, reduction)
+    if stderr is not None:
+        stderr = scale * stderr
+        if reduction != "none":  # errors of different samples are independent: their variances add
+            stderr = stderr.square().sum().sqrt() / (len(stderr) if reduction == "mean" else 1)
+    return ScoreMatchingTerms(score_term + trace_term, score_term, trace_term, stderr, method)
