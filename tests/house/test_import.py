@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import os
 import subprocess
@@ -54,6 +55,7 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
+@functools.cache
 def run(script: str) -> str:
     """Runs a script in an interpreter of its own, which sees the checkout and whatever is installed here."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
