@@ -1,0 +1,150 @@
+"""The structured networks' fast path: score with its exact trace or Hutchinson's estimate, energies, implicit losses.
+
+The entry for `divergence`, `laplacian` and the losses; they pass a network read from the user's module
+(`fastscore.reference.mlp.MLP`, live tensors), x `[B, D]` and the shifts its conditions add to each layer:
+
+    score_and_trace(mlp, x, shifts, weight=C)             -> score [B, D], trace [B]            exact
+    score_and_quadratic(mlp, x, shifts, probes=Probes())  -> score [B, D], v'CJv [B, K]         Hutchinson
+    energy_terms(mlp, x, shifts)                          -> energy [B], score [B, D], lap [B]  exact
+    implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
+    energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
+
+Scalings around the network (`s = c_out net(c_in x) + c_skip x`) stay with the caller, for whom
+`tr = c_in c_out tr_net + c_skip D`. Everything is differentiable in x, shifts, weights, biases and C, to any order;
+memory beyond inputs, outputs and gradients does not grow with the batch, with D or with the probes. What the
+hand-written passes cannot serve (torch.func transforms, forward-mode AD, torch.compile, autocast, dtypes but float32
+and float64, tensor subclasses, a C per sample) gets the plain reference, with the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights
+from fastscore.ops.mlp_functions import Probes as Probes
+from fastscore.reference.mlp import MLP, Shifts
+
+
+def score_and_trace(mlp: MLP, x: Tensor, shifts: Shifts = (), *, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the score `[B, D]` and `tr(C J)`, `[B]`, exactly.
+
+    One hidden layer costs O(H), two one extra matrix product, more D tangents.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        weight: C, `[D, D]` or `[B, D, D]`; the identity when None.
+    """
+    score, terms = _terms(Problem(mlp.activations, mlp.residuals), mlp, x, shifts, weight)
+    return score, terms.squeeze(1)
+
+
+def score_and_quadratic(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), *, probes: Probes, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the score `[B, D]` and Hutchinson's `v_k' C J v_k`, `[B, K]`, from one pass of dual numbers.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        probes: which probes; they are regenerated where they are needed and never kept.
+        weight: C, `[D, D]` or `[B, D, D]`; the identity when None.
+    """
+    score, quadratic = _terms(Problem(mlp.activations, mlp.residuals, probes=probes), mlp, x, shifts, weight)
+    return score, quadratic
+
+
+def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the energy `[B]`, the score `-grad E` `[B, D]` and the Laplacian `[B]` of a network with one output.
+
+    Args:
+        mlp: the network; its last weight is `[1, H_L]`.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+    """
+    energy, score, laplacian = _terms(Problem(mlp.activations, mlp.residuals, energy=True), mlp, x, shifts, None)
+    return energy.squeeze(1), score, laplacian
+
+
+def implicit_loss(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float, probes: Probes | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `square sum_b |s_b|^2 + trace sum_b tr_b`, its gradients computed on the way, and both sums detached.
+
+    The mean loss of convention "half" is `square = 1 / (2 B)`, `trace = 1 / B`; with scales around the network,
+    `square = c_out^2 / (2 B)`, `trace = c_in c_out / B`.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        square: the weight of `|s|^2`.
+        trace: the weight of `tr J`.
+        probes: use the mean of Hutchinson's estimates for the trace; exact when None.
+    """
+    problem = Problem(mlp.activations, mlp.residuals, probes=probes)
+    return _loss(problem, Weights(square, trace), mlp, x, shifts)
+
+
+def energy_loss(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `square sum_b |grad E|^2 + trace sum_b (-lap E)` as `implicit_loss` does.
+
+    Args:
+        mlp: the network; its last weight is `[1, H_L]`.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        square: the weight of `|s|^2`.
+        trace: the weight of `tr J = -lap E`.
+    """
+    return _loss(Problem(mlp.activations, mlp.residuals, energy=True), Weights(square, trace), mlp, x, shifts)
+
+
+def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor | None) -> Outputs:
+    tensors = _flat(mlp, shifts, weight)
+    if not _fusable(x, tensors):
+        return problem.plain(x, tensors)
+    return cast(Outputs, Terms.apply(problem, x, *tensors))  # type: ignore[no-untyped-call]
+
+
+def _loss(problem: Problem, weights: Weights, mlp: MLP, x: Tensor, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = _flat(mlp, shifts, None)
+    if _fusable(x, tensors):
+        return cast(tuple[Tensor, Tensor, Tensor], Loss.apply(problem, weights, x, *tensors))  # type: ignore[no-untyped-call]
+    square, trace = weights.sums(problem, problem.plain(x, tensors))
+    return weights.square * square + weights.trace * trace, square.detach(), trace.detach()
+
+
+def _flat(mlp: MLP, shifts: Shifts, weight: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors of a problem in the order of `Problem.split`."""
+    return (*(shifts or (None,) * (mlp.depth + 1)), *mlp.weights, *mlp.biases, weight)
+
+
+def _fusable(x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
+    """Whether plain eager tensors of one precise dtype ask for values and first derivatives, as far as can be seen."""
+    # The test that autograd.Function.apply itself makes; there is no public one.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or not len(x):
+        return False
+    *layers, weight = tensors
+    if weight is not None and weight.ndim != 2:
+        return False
+    return all(
+        tensor is None
+        or (
+            type(tensor) in (Tensor, torch.nn.Parameter)
+            and tensor.dtype == x.dtype
+            and tensor.device == x.device
+            and forward_ad.unpack_dual(tensor).tangent is None
+        )
+        for tensor in (x, *layers, weight)
+    )

@@ -1,0 +1,237 @@
+"""Functionals of a network's slopes, tile by tile, each with its gradient: traces, quadratic forms, Laplacians.
+
+With `d_l = phi_l'(z_l)` and `A_l = diag(d_l) W_l + r_l I`, the Jacobian `W_{L+1} A_L ... A_2 diag(d_1) W_1` depends on
+the sample only through the slopes. What does not depend on it (products of weights) is formed once a call, by ordinary
+differentiable torch, as the `parameters` of a form; `value` and `pullback` see one tile at a time
+(`fastscore.ops.mlp_tiles.Form`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastscore.ops.mlp_tiles import Gradients, Scratch
+from fastscore.reference.mlp import MLP
+
+Jets = list[tuple[Tensor, ...]]
+
+
+def _weighted(array: Tensor, weights: Tensor | None) -> Tensor:
+    """Multiply the rows of `array` in place; None is all ones."""
+    return array if weights is None else array.mul_(weights.view(-1, *[1] * (array.ndim - 1)))
+
+
+class Bilinear:
+    """The trace for one and two hidden layers.
+
+    `tr(C J) = d_1 . c` for L = 1 and `d_2' M d_1 (+ d_1 . c where layer 2 is residual)` for L = 2, with
+    `(W_1 C W_{L+1})' = N`, `c = diag N` and `M = W_2 * N`: one product `[B, H_1] x [H_1, H_2]` whatever D.
+    """
+
+    order, columns = 1, 1
+
+    def __init__(self, mlp: MLP, first: Tensor) -> None:
+        loop = mlp.weights[-1].t() @ first.t()
+        self.parameters: tuple[Tensor, ...] = ()
+        if mlp.depth == 2:
+            self.parameters += (mlp.weights[1] * loop,)
+        if mlp.depth == 1 or mlp.residuals[1]:
+            self.parameters += (loop.diagonal(),)
+        self.deep, self.direct = mlp.depth == 2, mlp.depth == 1 or mlp.residuals[1]
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
+        """Return the trace `[n, 1]`."""
+        slope = jets[0][1]
+        total = slope @ self.parameters[-1] if self.direct else slope.new_zeros(())
+        if self.deep:
+            self.carried = torch.mm(slope, self.parameters[0].t(), out=scratch("carried", *jets[1][1].shape))
+            total = torch.mul(self.carried, jets[1][1], out=scratch("product", *self.carried.shape)).sum(1) + total
+        return (total.unsqueeze(1),)
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """`dd_2 = g M d_1`, `dd_1 = (g d_2)' M + g c`, `dM = (g d_2)' d_1`, `dc = g' d_1`."""
+        (g,) = upstream
+        slope = jets[0][1]
+        below = scratch("dslope0", *slope.shape)
+        if self.direct:
+            key = ("form", len(self.parameters) - 1)
+            ones = g if g is not None else slope.new_ones(len(slope), 1)
+            sums.total(key, slope, ones.squeeze(1))
+            torch.mul(ones, self.parameters[-1], out=below)
+        if not self.deep:
+            return [below], None
+        above = jets[1][1] if g is None else torch.mul(jets[1][1], g, out=scratch("product", *jets[1][1].shape))
+        sums.product(("form", 0), above, slope)
+        if self.direct:
+            below.addmm_(above, self.parameters[0])
+        else:
+            torch.mm(above, self.parameters[0], out=below)
+        return [below, _weighted(self.carried, g)], None
+
+
+def _carry(tangents: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """`T W` for `[n, K, H]` tangents: one matrix product over all of them."""
+    torch.mm(tangents.flatten(0, 1), weight, out=out.view(-1, out.shape[-1]))
+    return out
+
+
+def _contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """`sum_k left[k] * right[k]`, from `[n, K, H]` to `[n, H]`."""
+    count, columns, width = left.shape
+    if columns == 1:
+        return torch.mul(left, right, out=scratch(name, count, 1, width)).view(count, width)
+    product = torch.mul(left, right, out=scratch("contracted", *left.shape))
+    return torch.sum(product, 1, out=scratch(name, count, width))
+
+
+class Tangents:
+    """The trace for three and more hidden layers: D tangents that meet the cotangents below the last layer.
+
+    The first layer's tangents are `d_1` times the shared `W_1 C`, so `Q_2 = W_2 diag(d_1) W_1 C` of all D is one
+    product `[B, H_1] x [H_1, D H_2]`, and so is the last layer's `P = W_{L+1} A_L`. Between them `T_l = A_l T_{l-1}`;
+    `tr(C J) = sum_d P[d] . T_{L-1}[d]`. As many products as for tangents carried to the end, and less to move.
+    """
+
+    order = 1
+
+    def __init__(self, mlp: MLP, first: Tensor) -> None:
+        last = mlp.weights[-1]
+        self.columns, self.residuals, self.meet = mlp.dim, mlp.residuals, mlp.depth - 2
+        inward = first.t().unsqueeze(1) * mlp.weights[1]  # [D, H_2, H_1]
+        outward = last.unsqueeze(1) * mlp.weights[-2].t()  # [D, H_{L-1}, H_L]
+        self.parameters = (
+            inward.flatten(0, 1),
+            outward.flatten(0, 1),
+            first.t().contiguous(),
+            last,
+            *mlp.weights[2 : mlp.depth - 1],
+        )
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
+        """Return the trace `[n, 1]`."""
+        inward, outward, first, last, *middle = self.parameters
+        count, columns = len(jets[0][1]), self.columns
+        self.below: list[Tensor | None] = [None]  # T_{l-1} of layer l
+        if self.residuals[1]:
+            self.below[0] = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
+        carried = scratch("Q1", count, columns, jets[1][1].shape[1])
+        torch.mm(jets[0][1], inward.t(), out=carried.view(count, -1))
+        self.carried = [carried]  # Q_l of layers 1 to meet
+        for layer, weight in enumerate(middle, 2):
+            tangents = torch.mul(carried, jets[layer - 1][1].unsqueeze(1), out=scratch(f"T{layer - 1}", *carried.shape))
+            if self.residuals[layer - 1]:
+                tangents.add_(self.below[-1])  # type: ignore[arg-type]
+            self.below.append(tangents)
+            carried = _carry(tangents, weight.t(), scratch(f"Q{layer}", count, columns, len(weight)))
+            self.carried.append(carried)
+        self.cotangents = scratch("P", *carried.shape)
+        torch.mm(jets[-1][1], outward.t(), out=self.cotangents.view(count, -1))
+        if self.residuals[-1]:
+            self.cotangents.add_(last)
+        self.met = _contract(self.cotangents, carried, "met", scratch)
+        total = (self.met * jets[self.meet][1]).sum(1)
+        if self.residuals[self.meet]:
+            total = total + (self.cotangents * self.below[-1]).sum((1, 2))  # type: ignore[operator]
+        return (total.unsqueeze(1),)
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Up from the meeting point through P, then down through the tangents."""
+        (g,) = upstream
+        slopes = [jet[1] for jet in jets]
+        gradients = list(slopes)
+        inward, outward, first, _, *middle = self.parameters
+        layer, cotangents, carried = self.meet, self.cotangents, self.carried[-1]
+        gradients[layer] = _weighted(self.met, g)
+        residual = None  # the gradient in T_l that goes straight to T_{l-1}
+        if self.residuals[layer]:
+            residual = _weighted(scratch("dT", *cotangents.shape).copy_(cotangents), g)
+        _weighted(cotangents.mul_(slopes[layer].unsqueeze(1)), g)  # dQ
+        carried.mul_(slopes[layer].unsqueeze(1))
+        if self.residuals[layer]:
+            carried.add_(self.below[-1])  # type: ignore[arg-type]
+        _weighted(carried, g)  # dP
+
+        flat = carried.view(len(carried), -1)
+        gradients[-1] = torch.mm(flat, outward, out=scratch("dslope_last", *slopes[-1].shape))
+        sums.product(("form", 1), flat, slopes[-1])
+        if self.residuals[-1]:
+            sums.total(("form", 3), carried)
+
+        change = cotangents
+        while layer > 1:
+            tangents, weight = self.below[layer - 1], middle[layer - 2]
+            assert tangents is not None
+            sums.product(("form", layer + 2), change.flatten(0, 1), tangents.flatten(0, 1))
+            arriving = _carry(change, weight, scratch(f"dT{layer % 2}", *tangents.shape))
+            if residual is not None:
+                arriving.add_(residual)
+            layer -= 1
+            gradients[layer] = _contract(arriving, self.carried[layer - 1], f"dslope{layer}", scratch)
+            residual = arriving if self.residuals[layer] else None
+            change = torch.mul(arriving, slopes[layer].unsqueeze(1), out=scratch("dQ", *arriving.shape))
+
+        flat = change.view(len(change), -1)
+        gradients[0] = torch.mm(flat, inward, out=scratch("dslope0", *slopes[0].shape))
+        sums.product(("form", 0), flat, slopes[0])
+        if residual is not None:
+            gradients[0].add_(_contract(residual, first, "dslope_first", scratch))
+            sums.total(("form", 2), residual.mul_(slopes[0].unsqueeze(1)))
+        return gradients, None
+
+
+class Quadratic:
+    """Hutchinson's `v_k' C J v_k` of K probes: the tangents `T_1 = d_1 * W_1 v`, carried through the layers once.
+
+    The probes are a function of the rows, made anew for a tile and never kept.
+    """
+
+    order = 1
+
+    def __init__(self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int) -> None:
+        self.columns, self.residuals, self.probes = columns, mlp.residuals, probes
+        self.parameters = (*mlp.weights[:-1], last)
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
+        """Return the quadratic forms `[n, K]`."""
+        first, *middle, last = self.parameters
+        self.drawn = self.probes(rows)
+        count, columns = self.drawn.shape[:2]
+        entering = _carry(self.drawn, first.t(), scratch("Q0", count, columns, len(first)))
+        self.carried = [entering]  # Q_l = W_l T_{l-1}; W_1 v for the first layer
+        self.tangents = [torch.mul(entering, jets[0][1].unsqueeze(1), out=scratch("T0", *entering.shape))]
+        for layer, weight in enumerate(middle, 1):
+            carried = _carry(self.tangents[-1], weight.t(), scratch(f"Q{layer}", count, columns, len(weight)))
+            tangents = torch.mul(carried, jets[layer][1].unsqueeze(1), out=scratch(f"T{layer}", *carried.shape))
+            if self.residuals[layer]:
+                tangents.add_(self.tangents[-1])
+            self.carried.append(carried)
+            self.tangents.append(tangents)
+        self.leaving = _carry(self.drawn, last, scratch("P", count, columns, last.shape[1]))
+        return (torch.mul(self.leaving, self.tangents[-1], out=scratch("product3", *self.leaving.shape)).sum(2),)
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """`dT_L = g W_{L+1}' v`, and down: `dd_l = sum_k dT_l Q_l`, `dQ_l = d_l dT_l`, `dT_{l-1} = W_l' dQ_l`."""
+        (g,) = upstream
+        weights, depth = self.parameters, len(jets)
+        drawn = self.drawn if g is None else self.drawn * g.unsqueeze(2)
+        arriving = self.leaving if g is None else self.leaving.mul_(g.unsqueeze(2))
+        sums.product(("form", depth), drawn.flatten(0, 1), self.tangents[-1].flatten(0, 1))
+        gradients: list[Tensor] = []
+        for layer in range(depth - 1, -1, -1):
+            gradients.insert(0, _contract(arriving, self.carried[layer], f"dslope{layer}", scratch))
+            change = torch.mul(arriving, jets[layer][1].unsqueeze(1), out=scratch("dQ", *arriving.shape))
+            before = self.tangents[layer - 1] if layer else self.drawn
+            sums.product(("form", layer), change.flatten(0, 1), before.flatten(0, 1))
+            if layer:
+                below = _carry(change, weights[layer], scratch(f"dT{layer % 2}", *before.shape))
+                arriving = below.add_(arriving) if self.residuals[layer] else below
+        return gradients, None

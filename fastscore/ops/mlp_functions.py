@@ -1,0 +1,258 @@
+"""What autograd sees of the structured networks: two Functions over the tiles of `fastscore.ops.mlp_tiles`.
+
+`Terms` returns values per sample and recomputes each tile in its backward, so it saves nothing but its inputs. `Loss`
+returns one number whose gradients it already computed tile by tile in its forward, and only scales them in its
+backward. Where a gradient must itself be differentiated (`create_graph=True`, `torch.func` over a backward), both go
+back to the plain meaning, which autograd differentiates to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore.ops import mlp_tiles, noise
+from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
+from fastscore.ops.mlp_laplacian import Laplacian
+from fastscore.ops.mlp_tiles import Form, Key
+from fastscore.reference import mlp as reference
+from fastscore.reference.mlp import MLP, Shifts
+from fastscore.reference.philox import Stream
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Hutchinson's probes: `count` a sample, a pure function of the seed and the sample's global index.
+
+    Attributes:
+        seed: in [0, 2^64).
+        count: K.
+        kind: "rademacher" or "normal".
+        first_sample: the global index of the batch's first row.
+    """
+
+    seed: int
+    count: int = 1
+    kind: str = "rademacher"
+    first_sample: int = 0
+
+    def draw(self, rows: slice, like: Tensor) -> Tensor:
+        """The probes of some rows of `like`, `[n, K, D]`."""
+        make = noise.rademacher if self.kind == "rademacher" else noise.normal
+        count, first = rows.stop - rows.start, self.first_sample + rows.start
+        stream, dtype = int(Stream.PROBES), like.dtype
+        drawn = [make(count, like.shape[1], self.seed, stream, k, first, dtype, like.device) for k in range(self.count)]
+        return torch.stack(drawn, 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network without its tensors, and what is asked of it.
+
+    Attributes:
+        activations: of the network.
+        residuals: of the network.
+        energy: ask for (energy, score, Laplacian) rather than for (score, trace).
+        probes: estimate the trace with these rather than compute it.
+    """
+
+    activations: tuple[str, ...]
+    residuals: tuple[bool, ...]
+    energy: bool = False
+    probes: Probes | None = None
+
+    def split(self, tensors: Sequence[Any]) -> tuple[MLP, Shifts, Tensor | None]:
+        """The network, its shifts and the weight C out of the flat `(*shifts, *weights, *biases, C)`."""
+        size = len(self.activations) + 1
+        shifts, weights, biases = (tuple(tensors[i * size : (i + 1) * size]) for i in range(3))
+        return MLP(weights, biases, self.activations, self.residuals), shifts, tensors[3 * size]
+
+    def keys(self) -> list[Key]:
+        """Names for `(x, *shifts, *weights, *biases, C)`."""
+        layers = range(len(self.activations) + 1)
+        return [("x", 0), *((kind, layer) for kind in ("shift", "weight", "bias") for layer in layers), ("C", 0)]
+
+    def form(self, mlp: MLP, x: Tensor, weight: Tensor | None) -> Form:
+        """The functional of the slopes that computes it."""
+        if self.energy:
+            return Laplacian(mlp)
+        if self.probes is not None:
+            last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
+            probes = self.probes
+            return Quadratic(mlp, last, lambda rows: probes.draw(rows, x), probes.count)
+        first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight
+        return Bilinear(mlp, first) if mlp.depth <= 2 else Tangents(mlp, first)
+
+    def plain(self, x: Tensor, tensors: Sequence[Any]) -> Outputs:
+        """What it means: `(energy [B, 1], score, Laplacian)` or `(score, trace [B, 1] or quadratic forms [B, K])`."""
+        mlp, shifts, weight = self.split(tensors)
+        if self.energy:
+            energy, score, laplacian = reference.energy_terms(mlp, x, shifts)
+            return energy.unsqueeze(1), score, laplacian
+        if self.probes is not None:
+            drawn = self.probes.draw(slice(0, len(x)), x)
+            return reference.score_and_quadratic(mlp, x, shifts, drawn, weight=weight)
+        score, trace = reference.score_and_trace(mlp, x, shifts, weight=weight)
+        return score, trace.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The loss `square sum_b |s_b|^2 + trace sum_b tr_b`, with `tr` the mean over probes, or `-lap E`."""
+
+    square: float
+    trace: float
+
+    def sums(self, problem: Problem, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """`sum |s|^2` and `sum tr` of some rows."""
+        if problem.energy:
+            return outputs[1].square().sum(), -outputs[2].sum()
+        return outputs[0].square().sum(), outputs[1].mean(1).sum()
+
+
+class _Prepared:
+    """A form on detached weights, with the small graph from the weights to the form's parameters kept beside it."""
+
+    def __init__(self, problem: Problem, x: Tensor, tensors: Sequence[Any], needs: Sequence[bool]) -> None:
+        keys = problem.keys()[1:]
+        leaves: list[Any] = [t if t is None else t.detach() for t in tensors]
+        self.leaves: dict[Key, Tensor] = {}
+        for key, leaf, need in zip(keys, leaves, needs, strict=True):
+            if need and key[0] in ("weight", "C"):
+                self.leaves[key] = leaf.requires_grad_()
+        mlp, self.shifts, weight = problem.split(leaves)
+        with torch.enable_grad():
+            self.form = problem.form(mlp, x, weight)
+        self.graph = self.form.parameters
+        self.form.parameters = tuple(parameter.detach() for parameter in self.graph)
+        self.mlp = mlp
+
+    def wanted(self) -> dict[Key, Tensor]:
+        """The parameters of the form through which a wanted gradient flows."""
+        return {("form", i): p for i, p in enumerate(self.graph) if p.requires_grad}
+
+    def pull(self, gradients: dict[Key, Tensor]) -> None:
+        """Turn gradients in the form's parameters into gradients in weights, added to those there."""
+        through = [key for key in gradients if key[0] == "form"]
+        if not through:
+            return
+        outputs = [self.graph[i] for _, i in through]
+        leaves = list(self.leaves.values())
+        found = torch.autograd.grad(outputs, leaves, [gradients.pop(key) for key in through], allow_unused=True)
+        for key, gradient in zip(self.leaves, found, strict=True):
+            if gradient is not None:
+                gradients[key] = gradients[key] + gradient if key in gradients else gradient
+
+
+def _differentiate(
+    problem: Problem,
+    x: Tensor,
+    tensors: Sequence[Any],
+    needs: Sequence[bool],
+    upstream: mlp_tiles.Upstream,
+    scale: float = 1.0,
+) -> list[Tensor | None]:
+    """Gradients of `(x, *tensors)` where they are needed, else None."""
+    prepared = _Prepared(problem, x, tensors, needs[1:])
+    keys = problem.keys()
+    wanted = {key: t for key, t, need in zip(keys, (x, *tensors), needs, strict=True) if need and key[0] != "C"}
+    gradients = mlp_tiles.differentiate(
+        prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale
+    )
+    prepared.pull(gradients)
+    return [gradients.get(key) if need else None for key, need in zip(keys, needs, strict=True)]
+
+
+def _vjp(
+    function: Callable[..., Outputs], inputs: Sequence[Any], needs: Sequence[bool], upstream: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of the plain function, themselves differentiable where gradients are recorded."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # One view per argument: a tensor given twice (tied weights) must get two gradients, not two sums.
+        arguments: list[Any] = [t if t is None else t.view_as(t) for t in inputs]
+        for argument, need in zip(arguments, needs, strict=True):
+            if need and not argument.requires_grad:
+                argument.requires_grad_()
+        outputs = function(*arguments)
+        chosen = [argument for argument, need in zip(arguments, needs, strict=True) if need]
+        found = iter(torch.autograd.grad(outputs, chosen, upstream, create_graph=create_graph, allow_unused=True))
+    return [next(found) if need else None for need in needs]
+
+
+def differentiable_again() -> bool:
+    """Whether what runs now may be differentiated or transformed from outside, which in-place tiles would break."""
+    # The test that autograd.Function.apply itself makes; there is no public one.
+    return torch.is_grad_enabled() or bool(torch._C._are_functorch_transforms_active())
+
+
+class Terms(torch.autograd.Function):
+    """`(problem, x, *shifts, *weights, *biases, C) -> ` the outputs of `Problem.plain`."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, x: Tensor, *tensors: Any) -> Outputs:
+        ctx.problem = problem
+        ctx.save_for_backward(x, *tensors)
+        prepared = _Prepared(problem, x, tensors, [False] * len(tensors))
+        return mlp_tiles.evaluate(prepared.mlp, x, prepared.shifts, prepared.form)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (x, *tensors), needs = ctx.problem, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if differentiable_again():
+            return None, *_vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
+
+        def of_rows(rows: slice, _out: Tensor, _values: Outputs) -> tuple[Tensor, Outputs]:
+            first, *others = upstream
+            return first[rows], tuple(other[rows] for other in others)
+
+        return None, *_differentiate(problem, x, tensors, needs, of_rows)
+
+
+class Loss(torch.autograd.Function):
+    """`(problem, weights, x, *shifts, *weights, *biases, C) -> (loss, sum |s|^2, sum tr)`, the sums detached."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, weights: Weights, x: Tensor, *tensors: Any) -> Outputs:
+        ctx.problem, ctx.weights, needs = problem, weights, ctx.needs_input_grad[2:]
+        parts: list[tuple[Tensor, Tensor]] = []
+        gradients: list[Tensor | None] = []
+        if any(needs):
+            count = problem.probes.count if problem.probes is not None else 1
+
+            def of_loss(_rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+                parts.append(weights.sums(problem, (out, *values)))
+                if problem.energy:
+                    score, laplacian = values
+                    return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace))
+                return out * (2 * weights.square), (None,)
+
+            scale = 1.0 if problem.energy else weights.trace / count
+            gradients = _differentiate(problem, x, tensors, needs, of_loss, scale)
+        else:
+            prepared = _Prepared(problem, x, tensors, needs[1:])
+            outputs = mlp_tiles.evaluate(prepared.mlp, x, prepared.shifts, prepared.form)
+            parts.append(weights.sums(problem, outputs))
+        square, trace = (torch.stack(part).sum() for part in zip(*parts, strict=True))
+        ctx.save_for_backward(x, *tensors, *gradients)
+        ctx.mark_non_differentiable(square, trace)
+        return weights.square * square + weights.trace * trace, square, trace
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        problem, weights, needs = ctx.problem, ctx.weights, ctx.needs_input_grad[2:]
+        inputs, gradients = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
+        if not differentiable_again():
+            return None, None, *(None if gradient is None else gradient * upstream for gradient in gradients)
+
+        def plain(x: Tensor, *tensors: Any) -> Outputs:
+            square, trace = weights.sums(problem, problem.plain(x, tensors))
+            return (weights.square * square + weights.trace * trace,)
+
+        return None, None, *_vjp(plain, inputs, needs, (upstream,))

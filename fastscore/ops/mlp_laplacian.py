@@ -1,0 +1,149 @@
+"""The score and the Laplacian of an energy network as a form: the forward Laplacian with its adjoint, tile by tile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore.ops.mlp_forms import Jets, _carry, _contract
+from fastscore.ops.mlp_tiles import Gradients, Scratch
+from fastscore.reference.mlp import MLP
+
+
+class Laplacian:
+    """`-grad E` and `lap E = sum_l a_l . (c_l * n_l)` with `c_l = phi_l''(z_l)`, `n_l = sum_d Q_l[d]^2`.
+
+    `Q_l = dz_l/dx` come up with the D tangents (`Q_1 = W_1` is shared by the batch, and so is `n_1`), the adjoints
+    `a_l = dE/dh_l` come down: `a_L = w`, `a_{l-1} = W_l' (d_l a_l) + r_l a_l`, `grad E = W_1' (d_1 a_1)`.
+    """
+
+    order = 2
+
+    def __init__(self, mlp: MLP) -> None:
+        first = mlp.weights[0]
+        self.columns, self.residuals = mlp.dim if mlp.depth > 1 else 1, mlp.residuals
+        inward = first.t().unsqueeze(1) * mlp.weights[1] if mlp.depth > 1 else first[:0]  # [D, H_2, H_1]
+        self.parameters = (
+            first.square().sum(1),
+            inward.flatten(0, 1),
+            first.t().contiguous(),
+            mlp.weights[-1],
+            *mlp.weights[1:-1],
+        )
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
+        """Return the score `[n, D]` and the Laplacian `[n]`."""
+        squares, _, first, last, *middle = self.parameters
+        depth, count = len(jets), len(jets[0][1])
+        adjoint = last.expand(count, -1)
+        self.adjoints = [adjoint]  # a_l
+        self.bent: list[Tensor] = []  # d_l a_l
+        for layer in range(depth - 1, -1, -1):
+            bent = torch.mul(adjoint, jets[layer][1], out=scratch(f"bent{layer}", *jets[layer][1].shape))
+            self.bent.insert(0, bent)
+            if layer:
+                below = torch.mm(bent, middle[layer - 1], out=scratch(f"a{layer - 1}", *jets[layer - 1][1].shape))
+                adjoint = below.add_(adjoint) if self.residuals[layer] else below
+                self.adjoints.insert(0, adjoint)
+        score = torch.mm(self.bent[0], first.t()).neg_()
+
+        self.norms = [squares, *self._norms(jets, scratch)]
+        laplacian = score.new_zeros(count)
+        for adjoint, jet, norm in zip(self.adjoints, jets, self.norms, strict=True):
+            product = torch.mul(adjoint, jet[2], out=scratch("product2", *jet[2].shape))
+            laplacian += product @ norm if norm.ndim == 1 else product.mul_(norm).sum(1)
+        return score, laplacian
+
+    def _norms(self, jets: Jets, scratch: Scratch) -> list[Tensor]:
+        """Carry the tangents up: `Q_{l+1} = W_{l+1} T_l`, `T_l = d_l Q_l + r_l T_{l-1}`; return `n_2, ..., n_L`."""
+        _, inward, first, _, *middle = self.parameters
+        count, columns = len(jets[0][1]), self.columns
+        norms = []
+        self.carried: list[Tensor] = []
+        self.tangents: list[Tensor | None] = [None]  # T_1 is not needed unless layer 2 is residual
+        if len(jets) > 1 and self.residuals[1]:
+            self.tangents[0] = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
+        for layer in range(1, len(jets)):
+            carried = scratch(f"Q{layer}", count, columns, jets[layer][1].shape[1])
+            below = self.tangents[-1]
+            if layer == 1:
+                torch.mm(jets[0][1], inward.t(), out=carried.view(count, -1))
+            elif below is not None:
+                _carry(below, middle[layer - 1].t(), carried)
+            self.carried.append(carried)
+            norms.append(_contract(carried, carried, f"norm{layer}", scratch))
+            if layer < len(jets) - 1:
+                tangents = torch.mul(carried, jets[layer][1].unsqueeze(1), out=scratch(f"T{layer}", *carried.shape))
+                self.tangents.append(tangents.add_(below) if self.residuals[layer] and below is not None else tangents)
+        return norms
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Back through the Laplacian's sum, down the tangents, and up the adjoints with what the score adds."""
+        on_score, on_laplacian = upstream
+        assert on_score is not None
+        g = on_laplacian.unsqueeze(1) if on_laplacian is not None else on_score.new_ones(len(on_score), 1)
+        on_adjoints, on_norms, curvatures = [], [], []
+        for layer, (adjoint, jet, norm) in enumerate(zip(self.adjoints, jets, self.norms, strict=True)):
+            scaled = torch.mul(jet[2], g, out=scratch(f"gc{layer}", *jet[2].shape))
+            on_adjoints.append(scaled * norm)
+            on_norms.append(scaled.mul_(adjoint))
+            curvatures.append((adjoint * norm).mul_(g))
+        sums.total(("form", 0), on_norms[0])
+        slopes = self._tangents_down(on_norms, jets, scratch, sums)
+        self._adjoints_up(on_score, on_adjoints, slopes, jets, scratch, sums)
+        return slopes, curvatures
+
+    def _tangents_down(self, on_norms: list[Tensor], jets: Jets, scratch: Scratch, sums: Gradients) -> list[Tensor]:
+        """`dQ_l = 2 Q_l dn_l + d_l dT_l`, `dT_{l-1} = W_l' dQ_l + r_l dT_l`; return the gradients in the slopes."""
+        _, inward, first, _, *middle = self.parameters
+        slopes = [torch.zeros_like(jet[1]) for jet in jets]
+        arriving: Tensor | None = None
+        for layer in range(len(jets) - 1, 0, -1):
+            carried, slope = self.carried[layer - 1], jets[layer][1].unsqueeze(1)
+            if arriving is not None:
+                slopes[layer] = _contract(arriving, carried, f"dslope{layer}", scratch)
+            change = carried.mul_(on_norms[layer].unsqueeze(1)).mul_(2)
+            if arriving is not None:
+                change.addcmul_(arriving, slope)
+            straight = arriving if self.residuals[layer] else None
+            below = self.tangents[layer - 1]
+            if layer == 1:
+                flat = change.view(len(change), -1)
+                slopes[0] = torch.mm(flat, inward, out=scratch("dslope0", *slopes[0].shape))
+                sums.product(("form", 1), flat, jets[0][1])
+                if straight is not None:
+                    slopes[0].add_(_contract(straight, first, "dslope_first", scratch))
+                    sums.total(("form", 2), straight.mul_(jets[0][1].unsqueeze(1)))
+            elif below is not None:
+                sums.product(("form", 3 + layer), change.flatten(0, 1), below.flatten(0, 1))
+                arriving = _carry(change, middle[layer - 1], scratch(f"dT{layer % 2}", *below.shape))
+                if straight is not None:
+                    arriving.add_(straight)
+        return slopes
+
+    def _adjoints_up(
+        self,
+        on_score: Tensor,
+        on_adjoints: list[Tensor],
+        slopes: list[Tensor],
+        jets: Jets,
+        scratch: Scratch,
+        sums: Gradients,
+    ) -> None:
+        """From `grad E = W_1' (d_1 a_1)` up: `d(d_l a_l)` gives `dd_l` and `da_l`, and that the next `d(d a)`."""
+        _, _, first, _, *middle = self.parameters
+        minus = -on_score
+        sums.product(("form", 2), minus, self.bent[0])
+        change = torch.mm(minus, first, out=scratch("dbent0", *jets[0][1].shape))
+        for layer, jet in enumerate(jets):
+            slopes[layer].addcmul_(change, self.adjoints[layer])
+            arriving = on_adjoints[layer].addcmul_(change, jet[1])  # da_l
+            if layer + 1 == len(jets):
+                sums.total(("form", 3), arriving)
+                return
+            sums.product(("form", 4 + layer), self.bent[layer + 1], arriving)
+            change = torch.mm(arriving, middle[layer].t(), out=scratch(f"dbent{layer + 1}", *jets[layer + 1][1].shape))
+            if self.residuals[layer + 1]:
+                on_adjoints[layer + 1].add_(arriving)

@@ -1,0 +1,254 @@
+"""One pass over a batch in cache-sized tiles: the network's values, a functional of its slopes, and all gradients.
+
+A tile goes up through the layers, hands its slopes `d_l = phi'(z_l)` (and curvatures `phi''(z_l)`) to a form
+(`fastscore.ops.mlp_forms`: a trace, a quadratic form, a Laplacian), asks `upstream` for the gradient of the loss in
+what came out, and comes back down once:
+
+    dz_l = dh_l phi'(z_l) + dd_l phi''(z_l) + dc_l phi'''(z_l),    dh_{l-1} = dz_l W_l (+ dh_l for a residual layer),
+
+with `dd_l` and `dc_l` the gradients of the form in slopes and curvatures. Nothing of a tile outlives it but its
+outputs and its contribution to the gradients, so memory does not depend on the batch, on D or on the probes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastscore.reference.activations import ACTIVATIONS
+from fastscore.reference.mlp import MLP, Shifts
+
+Key = tuple[str, int]
+Upstream = Callable[[slice, Tensor, tuple[Tensor, ...]], tuple[Tensor | None, tuple[Tensor | None, ...]]]
+
+# Elements of one [rows, width] array of a tile: 1 MiB in float32, so that the handful a layer touches stay in the
+# cache; a GPU wants its arrays large instead.
+_TILE = {"cpu": 1 << 18}
+_TILE_ELSEWHERE = 1 << 24
+_KEPT_BYTES = 64 << 20
+
+
+class Scratch:
+    """Buffers by name, reused from tile to tile: fresh memory costs more in page faults than the arithmetic on it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like.new_empty(())
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Return a contiguous tensor of `shape` with anything in it; the same memory for the same name."""
+        buffer = self.buffers.get(name)
+        if buffer is not None and buffer.shape == shape:
+            return buffer
+        size = 1
+        for extent in shape:
+            size *= extent
+        if buffer is None or buffer.numel() < size:
+            buffer = self.buffers[name] = self.like.new_empty(shape)
+            return buffer
+        return buffer.view(-1)[:size].view(shape)
+
+    def nbytes(self) -> int:
+        """The memory held."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+
+_local = threading.local()
+
+
+def _scratch(like: Tensor) -> Scratch:
+    """This thread's scratch for the dtype and device of `like`, kept between calls while it is small."""
+    kept: dict[tuple[torch.dtype, torch.device], Scratch] = _local.__dict__.setdefault("kept", {})
+    found = kept.get((like.dtype, like.device))
+    if found is None or found.nbytes() > _KEPT_BYTES:
+        found = kept[like.dtype, like.device] = Scratch(like)
+    return found
+
+
+class Gradients:
+    """Sums over tiles of the wanted gradients, by key; what is not wanted is not computed."""
+
+    def __init__(self, wanted: dict[Key, Tensor]) -> None:
+        # A [H, D] sum with D < H is kept as [D, H]: the product then runs along the long side.
+        self.flipped = {key for key, tensor in wanted.items() if tensor.ndim == 2 and tensor.shape[1] < tensor.shape[0]}
+        self.sums = {
+            key: (tensor.new_zeros(tensor.shape[::-1]) if key in self.flipped else torch.zeros_like(tensor))
+            for key, tensor in wanted.items()
+        }
+
+    def product(self, key: Key, left: Tensor, right: Tensor) -> None:
+        """Add `left' right`, summed over their rows."""
+        if key in self.flipped:
+            self.sums[key].addmm_(right.t(), left)
+        elif key in self.sums:
+            self.sums[key].addmm_(left.t(), right)
+
+    def total(self, key: Key, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Add the sum over rows, each times its weight."""
+        if key in self.sums:
+            self.sums[key].add_(rows.sum(0) if weights is None else weights @ rows)
+
+    def result(self) -> dict[Key, Tensor]:
+        """The sums, shaped like what they are the gradients of."""
+        return {key: total.t() if key in self.flipped else total for key, total in self.sums.items()}
+
+
+class Form(Protocol):
+    """A functional of the slopes of a network, with its gradient."""
+
+    order: int  # the highest derivative of the activations that `value` reads
+    columns: int  # rows of a tile's largest array per sample: the tangents it carries
+    parameters: tuple[Tensor, ...]  # what it computed from the weights; gradients go to ("form", i)
+
+    def value(self, rows: slice, jets: list[tuple[Tensor, ...]], scratch: Scratch) -> tuple[Tensor, ...]:
+        """The functional of a tile; `jets[l]` is `(phi, phi', ...)` of hidden layer l."""
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: list[tuple[Tensor, ...]], scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """The gradients in slopes and curvatures of the tile that `value` saw last; an upstream of None is all ones."""
+
+
+def tiles(x: Tensor, mlp: MLP, columns: int) -> Iterator[slice]:
+    """Slices of the batch whose largest array has about `_TILE` elements."""
+    width = max(*mlp.widths, mlp.dim) * max(1, columns)
+    rows = max(16, _TILE.get(x.device.type, _TILE_ELSEWHERE) // width)
+    return (slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows))
+
+
+def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) -> tuple[Tensor, ...]:
+    """`ACTIVATIONS[name].derivatives(z, order)`, for SiLU up to the second in few passes; may overwrite z.
+
+    With `s = sigmoid(z)` and `h = z s`: `phi' = s + h - h s` and `phi'' = s (1 - s) (2 + z - 2 h)`.
+    """
+    if name != "silu" or not 1 <= order <= 2:
+        return ACTIVATIONS[name].derivatives(z, order)
+    s = torch.sigmoid(z, out=scratch(f"s{layer}", *z.shape))
+    h = torch.mul(z, s, out=scratch(f"phi{layer}", *z.shape))
+    slope = torch.add(s, h, out=scratch(f"slope{layer}", *z.shape)).addcmul_(h, s, value=-1)
+    if order == 1:
+        return h, slope
+    curvature = z.sub_(h, alpha=2).add_(2)
+    return h, slope, torch.ops.aten.sigmoid_backward.grad_input(curvature, s, grad_input=curvature)
+
+
+def ascend(
+    mlp: MLP, x: Tensor, shifts: Shifts, rows: slice, order: int, scratch: Scratch
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
+    """Return the output of a tile, `h_0 = x, h_1, ..., h_L`, and the jets `(phi, phi', ...)` of every hidden layer."""
+    values, jets = [x], []
+    for layer, weight in enumerate(mlp.weights):
+        z = scratch(f"z{layer}", len(x), len(weight))
+        bias = mlp.biases[layer]
+        if bias is None:
+            torch.mm(values[-1], weight.t(), out=z)
+        else:
+            torch.addmm(bias, values[-1], weight.t(), out=z)
+        if shifts and (shift := shifts[layer]) is not None:
+            z.add_(shift[rows])
+        if layer == mlp.depth:
+            break
+        jet = derivatives(mlp.activations[layer], z, order, scratch, layer)
+        jets.append(jet)
+        residual = mlp.residuals[layer]
+        values.append(torch.add(jet[0], values[-1], out=scratch(f"h{layer}", *z.shape)) if residual else jet[0])
+    return z, values, jets
+
+
+def descend(
+    mlp: MLP,
+    upstream: Tensor | None,
+    values: list[Tensor],
+    jets: list[tuple[Tensor, ...]],
+    slopes: list[Tensor],
+    curvatures: list[Tensor] | None,
+    scale: float,
+    scratch: Scratch,
+    sums: Gradients,
+) -> Iterator[tuple[int, Tensor]]:
+    """Add the gradients of weights and biases and yield `(l, dz_l)`, from the last layer to the first.
+
+    `upstream` is the gradient in the output (None: zero); `slopes` and `curvatures`, times `scale`, those in
+    `phi'(z_l)` and `phi''(z_l)`.
+    """
+    dz, above = upstream, None
+    for layer in range(mlp.depth, -1, -1):
+        if layer < mlp.depth:
+            jet = jets[layer]
+            dz = scratch("dz", *jet[1].shape)
+            if above is None:
+                dz.zero_()
+            else:
+                torch.mul(above, jet[1], out=dz)
+            dz.addcmul_(slopes[layer], jet[2], value=scale)
+            if curvatures is not None:
+                dz.addcmul_(curvatures[layer], jet[3], value=scale)
+        if dz is not None:
+            sums.product(("weight", layer), dz, values[layer])
+            sums.total(("bias", layer), dz)
+            yield layer, dz
+            if layer == 0:
+                return
+            below = torch.mm(dz, mlp.weights[layer], out=scratch(f"dh{layer % 2}", *values[layer].shape))
+            above = below if above is None or not mlp.residuals[layer] else below.add_(above)
+
+
+def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:
+    """Return the network's output and the form's values, without gradients."""
+    scratch, outputs = _scratch(x), None
+    for rows in tiles(x, mlp, form.columns):
+        out, _, jets = ascend(mlp, x[rows], shifts, rows, form.order, scratch)
+        outputs = _store(outputs, rows, len(x), (out, *form.value(rows, jets, scratch)))
+    return tuple(outputs or ())
+
+
+def differentiate(
+    mlp: MLP,
+    x: Tensor,
+    shifts: Shifts,
+    form: Form,
+    upstream: Upstream,
+    wanted: dict[Key, Tensor],
+    scale: float = 1.0,
+) -> dict[Key, Tensor]:
+    """Return the gradients of `sum(upstream * outputs)` in everything `wanted`.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: of the network.
+        form: the functional beside the network's output.
+        upstream: `(rows, output, values) -> (d output, d values)`; None for d output is zero, for a value all ones.
+        wanted: like what, by key: ("x", 0), ("shift", l), ("weight", l), ("bias", l), ("form", i).
+        scale: multiplies what `upstream` says of the form's values.
+    """
+    scratch = _scratch(x)
+    batch = {key: torch.zeros_like(wanted[key]) for key in wanted if key[0] in ("x", "shift")}
+    sums = Gradients({key: tensor for key, tensor in wanted.items() if key not in batch})
+    for rows in tiles(x, mlp, form.columns):
+        out, values, jets = ascend(mlp, x[rows], shifts, rows, form.order + 1, scratch)
+        above, on_values = upstream(rows, out, form.value(rows, jets, scratch))
+        slopes, curvatures = form.pullback(on_values, jets, scratch, sums)
+        for layer, dz in descend(mlp, above, values, jets, slopes, curvatures, scale, scratch, sums):
+            if ("shift", layer) in batch:
+                batch["shift", layer][rows] = dz
+            if layer == 0 and ("x", 0) in batch:
+                torch.mm(dz, mlp.weights[0], out=batch["x", 0][rows])
+    result = sums.result()
+    for key in result:
+        if key[0] == "form":
+            result[key].mul_(scale)
+    return {**result, **batch}
+
+
+def _store(outputs: list[Tensor] | None, rows: slice, batch: int, parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """Write the parts of a tile to their rows of whole-batch outputs, made at the first tile."""
+    if outputs is None:
+        outputs = [part.new_empty((batch, *part.shape[1:])) for part in parts]
+    for output, part in zip(outputs, parts, strict=True):
+        output[rows] = part
+    return outputs
