@@ -1,0 +1,165 @@
+"""A network that was recognised as an MLP: the program that makes it, and the reading made for given arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from fastscore._record import DeclinedError, Recorder, Step, fill, refs_in
+from fastscore._symbols import Affine, Hidden, Input, Ref, Scale
+from fastscore.reference.mlp import MLP, forward
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A callable as an MLP: `value(x) = out_scale * net(in_scale * x) + skip * x` on flattened rows `[B, D]`.
+
+    Here `net(y) = forward(mlp, y, shifts)`, so that the trace of the Jacobian of the value is
+    `in_scale * out_scale * tr(net) + skip * D`.
+
+    Attributes:
+        mlp: the network, made of the live parameters.
+        shifts: `u_1, ..., u_{L+1}` for this x and condition, each `[B, H_l]` or None.
+        in_scale: `[B, 1]` or `[1, 1]`, or None for 1.
+        out_scale: likewise.
+        skip: likewise, or None for 0.
+        kind: "score": `fn(x)` is the value, shaped like x. "energy": `fn(x)` is the value as `[B]`. "energy_score":
+            the value is an energy `[B]` and `fn(x)` is minus its gradient, shaped like x.
+    """
+
+    mlp: MLP
+    shifts: tuple[Tensor | None, ...]
+    in_scale: Tensor | None
+    out_scale: Tensor | None
+    skip: Tensor | None
+    kind: str
+
+    @property
+    def is_energy(self) -> bool:
+        """Whether the network's only output is an energy."""
+        return self.kind != "score"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the value is the network's own, without scales."""
+        return self.in_scale is None and self.out_scale is None and self.skip is None
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value on rows `[B, D]` by the reference: `[B, D]`, or `[B, 1]` for an energy."""
+        y = x if self.in_scale is None else self.in_scale * x
+        out = forward(self.mlp, y, self.shifts)
+        out = out if self.out_scale is None else self.out_scale * out
+        return out if self.skip is None else out + self.skip * x
+
+
+@dataclass(frozen=True)
+class Layer:
+    weight: Ref
+    bias: Ref | None
+    shifts: tuple[Ref | float, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to make a `Reading` from the current parameters and condition."""
+
+    size: int
+    leaves: tuple[tuple[int, Tensor], ...]
+    steps: tuple[Step, ...]
+    layers: tuple[Layer, ...]
+    activations: tuple[str, ...]
+    residuals: tuple[bool, ...]
+    scales: tuple[Scale, Scale, Scale]
+    kind: str
+
+    def run(self, x: Tensor, cond: Tensor | None) -> Reading:
+        """Return the reading for x and a condition.
+
+        Raises:
+            DeclinedError: the parameters no longer fit x or each other.
+        """
+        values: list[Any] = [None] * self.size
+        if cond is not None:
+            values[0] = cond
+        for index, leaf in self.leaves:
+            values[index] = leaf
+        for step in self.steps:
+            values[step.index] = step.function(*fill(step.arguments, values), **fill(step.keywords, values))
+        weights = tuple(values[layer.weight.index] for layer in self.layers)
+        biases = tuple(None if layer.bias is None else values[layer.bias.index] for layer in self.layers)
+        _check(x, weights, biases, self.kind)
+        shifts = tuple(
+            _shift(x, weight.shape[0], [fill(u, values) for u in layer.shifts]) if layer.shifts else None
+            for layer, weight in zip(self.layers, weights, strict=True)
+        )
+        mlp = MLP(weights, biases, self.activations, self.residuals)
+        in_scale, out_scale, skip = (_scale(x, fill(scale, values)) for scale in self.scales)
+        return Reading(mlp, shifts, in_scale, out_scale, skip, self.kind)
+
+
+def assemble(recorder: Recorder, output: Affine, value: Tensor) -> Program | None:
+    """The chain of layers below an output, as a program."""
+    layers, activations, residuals = [], [], []
+    z = output
+    layers.append(Layer(z.weight, z.bias, z.shifts))
+    while isinstance(z.base, Hidden):
+        hidden, z = z.base, z.base.z
+        layers.append(Layer(z.weight, z.bias, z.shifts))
+        activations.append(hidden.activation)
+        residuals.append(hidden.residual)
+    x = recorder.x
+    kind = "score" if value.shape == x.shape else "energy" if value.shape == x.shape[:1] else None
+    if kind is None or not activations or not isinstance(z.base, Input):
+        return None
+    scales = (z.base.scale, output.scale, output.skip)
+    wanted = {
+        ref.index for layer in layers for ref in (layer.weight, layer.bias, *layer.shifts) if isinstance(ref, Ref)
+    }
+    wanted |= {scale.index for scale in scales if isinstance(scale, Ref)}
+    steps = []
+    for step in reversed(recorder.steps):
+        if step.index in wanted:
+            steps.append(step)
+            wanted |= {ref.index for ref in refs_in((step.arguments, step.keywords))}
+    return Program(
+        size=len(recorder.values),
+        leaves=tuple((index, tensor) for index, tensor in recorder.leaves if index in wanted),
+        steps=tuple(reversed(steps)),
+        layers=tuple(reversed(layers)),
+        activations=tuple(reversed(activations)),
+        residuals=tuple(reversed(residuals)),
+        scales=scales,
+        kind=kind,
+    )
+
+
+def _check(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], kind: str) -> None:
+    """Refuse parameters that were given other shapes, dtypes or devices than a network for x has."""
+    features = x.shape[1:].numel()
+    for below, weight in pairwise((None, *weights)):
+        if weight is None or weight.dim() != 2 or weight.shape[1] != (features if below is None else below.shape[0]):
+            raise DeclinedError("the weights do not chain")
+    if weights[-1].shape[0] != (features if kind == "score" else 1):
+        raise DeclinedError("the output does not fit x")
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.dtype != x.dtype or weight.device != x.device:
+            raise DeclinedError("a weight has another type or device than x")
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
+            raise DeclinedError("a bias does not fit its weight")
+
+
+def _shift(x: Tensor, width: int, terms: list[Tensor | float]) -> Tensor:
+    """The sum of what is added to a preactivation, `[B, width]`."""
+    total = sum(terms[1:], start=terms[0])
+    rows = total.to(x.dtype) if isinstance(total, Tensor) else x.new_full((1, 1), total)
+    return rows.expand(x.shape[0], width)
+
+
+def _scale(x: Tensor, scale: Tensor | float | None) -> Tensor | None:
+    """A factor as `[B, 1]` or `[1, 1]`, or None."""
+    if scale is None:
+        return None
+    return scale.to(x.dtype) if isinstance(scale, Tensor) else x.new_full((1, 1), scale)

@@ -1,0 +1,71 @@
+"""What the values of a network mean while it runs: the small algebra in which an MLP can be written.
+
+Every tensor that depends on x is one of these, or `OPAQUE`. A `Ref` is a value that does not depend on x: a parameter,
+a condition, or something computed from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Value number `index` of a program that does not depend on x."""
+
+    index: int
+
+
+Scale = Ref | float | None
+"""A factor: a number, a `[B, 1]` or `[1, 1]` value, or None for 1 (as a skip: for 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """`scale * x`."""
+
+    scale: Scale = None
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """`scale * (weight @ base + bias + shifts) + skip * x`: a preactivation, or the output."""
+
+    base: Input | Hidden
+    weight: Ref
+    bias: Ref | None
+    shifts: tuple[Ref | float, ...] = ()
+    scale: Scale = None
+    skip: Scale = None
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """`sigmoid(z)`, which becomes silu when multiplied by z."""
+
+    z: Affine
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """`phi(z)`, plus the hidden values that z was computed from where there is a residual."""
+
+    z: Affine
+    activation: str
+    residual: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Cat:
+    """Features side by side: one part depends on x, the others do not. Each part comes with its width."""
+
+    parts: tuple[tuple[Input | Hidden | Ref, int], ...] = field(default=())
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """Something that depends on x in a way that no closed form here covers."""
+
+
+OPAQUE = Opaque()
+Symbol = Input | Affine | Gate | Hidden | Cat | Opaque

@@ -1,0 +1,196 @@
+"""Recognises a network that is an MLP, however its author wrote it.
+
+`read(fn, x, cond)` runs `fn` once on a few random rows and watches every torch operation it makes
+(`fastscore._record`). Where these compose to `z_1 = W_1 x + b_1 + u_1`, `h_l = phi_l(z_l) (+ h_{l-1})`, ...,
+`z_{L+1}`, possibly between scalings of x and of the output, it returns a `Reading` with the live parameters, and the
+closed forms of `fastscore.reference.mlp` give the same result as `fn`. Anything else returns None: a reading is right
+or it is not made.
+
+Readings are cached weakly for each callable. Before one is used again, everything the callable's code can see is
+checked to be the same (`fastscore._watch`): about 50 microseconds of Python, no computation. What does not depend on
+x, an embedding of the condition for instance, is computed anew by ordinary torch, so gradients reach its parameters.
+
+Read: Linear layers (or `x @ W + b`) and the activations of `fastscore.reference.activations` in modules, functions,
+lambdas, partials and loops; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions concatenated or added;
+reshapes of the event; constant or per-row scales of x, of the output, and an added multiple of x; scales inside the
+network that are the same for all rows; weights computed from parameters (`torch.nn.utils.parametrizations`),
+`torch.func.functional_call` on ordinary tensors, tied and frozen parameters, checkpointing, dropout that is off.
+
+Declined: other operations on x, fewer than one hidden layer, dropout that is on and other random numbers, hooks,
+autocast, Python values read from tensors, in-place writes, custom autograd Functions, TorchScript, `torch.compile`d
+or distributed modules, tensor subclasses, and calls inside `torch.func` transforms or `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._program import Program, Reading, assemble
+from fastscore._record import DeclinedError, Recorder
+from fastscore._rules import RULES
+from fastscore._symbols import Affine
+from fastscore._watch import UnwatchableError, Watch
+from fastscore.networks import EnergyMLP
+
+__all__ = ["Reading", "read"]
+
+_ROWS = 3
+_SHAPES = 64
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+
+
+class _Entry:
+    """What is known of one callable: a watch over it, and a program (or None) for every kind of argument."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.programs: dict[Hashable, Program | None] = {}
+        self.sized: set[Hashable] = set()
+
+
+_cache: dict[int, tuple[weakref.ref[Any], dict[object, _Entry]]] = {}
+
+
+def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Reading | None:
+    """Return `fn` as an MLP for these arguments, or None where it is not known to be one.
+
+    Args:
+        fn: `fn(x)`, or `fn(x, cond)` where cond is given: a score shaped like x, or an energy `[B]`. The bound method
+            `EnergyMLP.score` is read as its energy.
+        x: `[B, *event]`, floating point. Its values are not looked at.
+        cond: a tensor that fn takes as its second argument.
+    """
+    if torch.compiler.is_compiling() or not _readable(x, cond):
+        return None
+    target: Any = fn
+    energy = isinstance(fn, types.MethodType) and fn.__func__ is EnergyMLP.score
+    if isinstance(fn, types.MethodType) and energy:
+        target = fn.__self__
+        if type(target).forward is not EnergyMLP.forward or "forward" in vars(target):
+            return None
+    try:
+        program = _program(target, x, cond)
+        reading = None if program is None else program.run(x, cond)
+    except (DeclinedError, UnwatchableError):
+        return None
+    if reading is None or (energy and reading.kind != "energy"):
+        return None
+    return dataclasses.replace(reading, kind="energy_score") if energy else reading
+
+
+def _readable(x: Tensor, cond: object) -> bool:
+    """Whether the arguments are ordinary tensors, outside of every transform and of autocast."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or type(cond) not in (Tensor, torch.nn.Parameter, type(None)):
+        return False
+    if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point() or x.layout is not torch.strided:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.is_autocast_enabled(x.device.type):
+        return False
+    return x.dtype in _TOLERANCE and not torch.nn.modules.module._has_any_global_hook()
+
+
+def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
+    """The cached program for fn and arguments like these, recorded where there is none."""
+    entry = _entry(fn)
+    batch = x.shape[0]
+    batched = cond is not None and cond.dim() > 0 and cond.shape[0] == batch
+    rows = min(batch, _ROWS)
+    signature = (rows, x.shape[1:], x.dtype, x.device, x.requires_grad, torch.is_grad_enabled(), batched) + (
+        () if cond is None else (cond.shape[batched:], cond.dtype, cond.device, cond.requires_grad)
+    )
+    key: Hashable = (signature, x.shape) if signature in entry.sized else signature
+    if key in entry.programs:
+        return entry.programs[key]
+    few = cond[:rows] if cond is not None and batched else cond
+    program, sized = _record(fn, x[:rows], few, entry.watch) if key is signature else (None, True)
+    if sized:
+        entry.sized.add(signature)
+        key = (signature, x.shape)
+        if batch > rows or program is None:
+            program, _ = _record(fn, x, cond, entry.watch)
+    if len(entry.programs) >= _SHAPES:
+        entry.programs.clear()
+    if not entry.watch.holds():  # calling fn changed something that its code can see
+        program = None
+    entry.programs[key] = program
+    return program
+
+
+def _entry(fn: Any) -> _Entry:
+    """The cache entry of a callable, as long as nothing it can see has changed."""
+    owner, part = (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn, None)
+    known = _cache.get(id(owner))
+    if known is None or known[0]() is not owner:
+        try:
+            reference = weakref.ref(owner, functools.partial(_forget, id(owner)))
+        except TypeError as error:
+            raise UnwatchableError("a callable without weak references") from error
+        known = _cache[id(owner)] = (reference, {})
+    entry = known[1].get(part)
+    if entry is None or not entry.watch.holds():
+        entry = known[1][part] = _Entry(Watch(fn))
+    return entry
+
+
+def _forget(key: int, _: object) -> None:
+    _cache.pop(key, None)
+
+
+def _record(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Program | None, bool]:
+    """Record fn at a random point shaped like x and check the program at another.
+
+    Returns:
+        The program or None, and whether it is for these sizes only, or might be found with the sizes of the batch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = [
+        torch.randn(x.shape, generator=generator, dtype=torch.float32).to(device=x.device, dtype=x.dtype)
+        for _ in range(2)
+    ]
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        try:
+            program, sized = _recorded(fn, points[0], cond, watch)
+            if program is not None and not _agrees(program, fn, points[1].requires_grad_(x.requires_grad), cond):
+                program = None
+        except Exception:  # fn failed on a part of the batch; on all of it, its own error will tell
+            return None, True
+        drawn = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        same = all(torch.equal(a, b) for a, b in zip(states, drawn, strict=True))
+    return (program if same else None), sized
+
+
+def _recorded(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Program | None, bool]:
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x.clone().requires_grad_()
+        given = None if cond is None else cond.detach().clone()
+        if given is not None:
+            given.requires_grad_(given.is_floating_point())
+        recorder = Recorder(point, given, watch.tensors, RULES)
+        try:
+            with recorder:
+                output = fn(point) if given is None else fn(point, given)
+            symbol = recorder.symbol(output) if isinstance(output, Tensor) and recorder.reason is None else None
+        except DeclinedError:
+            symbol = None
+        if recorder.reason is not None or not isinstance(symbol, Affine):
+            return None, False
+        program = assemble(recorder, symbol, output)
+        return program, recorder.sized and program is not None
+
+
+def _agrees(program: Program, fn: Any, x: Tensor, cond: Tensor | None) -> bool:
+    """Whether the program's value is the callable's own."""
+    mine = program.run(x, cond).value(x.flatten(1)).detach()
+    theirs = (fn(x) if cond is None else fn(x, cond)).detach().reshape(mine.shape)
+    bound = _TOLERANCE[x.dtype] * (1 + float(theirs.abs().max()))
+    return float((mine - theirs).abs().max()) <= bound
