@@ -1,14 +1,15 @@
 """Recognises a network that is an MLP, however its author wrote it.
 
 `read(fn, x, cond)` runs `fn` once on a few random rows and watches every torch operation it makes
-(`fastscore._record`). Where these compose to `z_1 = W_1 x + b_1 + u_1`, `h_l = phi_l(z_l) (+ h_{l-1})`, ...,
+(`fastscore._reading.record`). Where these compose to `z_1 = W_1 x + b_1 + u_1`, `h_l = phi_l(z_l) (+ h_{l-1})`, ...,
 `z_{L+1}`, possibly between scalings of x and of the output, it returns a `Reading` with the live parameters, and the
 closed forms of `fastscore.reference.mlp` give the same result as `fn`. Anything else returns None: a reading is right
 or it is not made.
 
 Readings are cached weakly for each callable. Before one is used again, everything the callable's code can see is
-checked to be the same (`fastscore._watch`): about 50 microseconds of Python, no computation. What does not depend on
-x, an embedding of the condition for instance, is computed anew by ordinary torch, so gradients reach its parameters.
+checked to be the same (`fastscore._reading.snapshot`): some 50 microseconds of Python, no computation. What does not
+depend on x, an embedding of the condition for instance, is computed anew by ordinary torch, so gradients reach its
+parameters.
 
 Read: Linear layers (or `x @ W + b`) and the activations of `fastscore.reference.activations` in modules, functions,
 lambdas, partials and loops; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions concatenated or added;
@@ -33,11 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._program import Program, Reading, assemble
-from fastscore._record import DeclinedError, Recorder
-from fastscore._rules import RULES
-from fastscore._symbols import Affine
-from fastscore._watch import UnwatchableError, Watch
+from fastscore._reading.program import Program, Reading, assemble
+from fastscore._reading.record import DeclinedError, Recorder
+from fastscore._reading.rules import RULES
+from fastscore._reading.snapshot import Snapshot, UnwatchableError
+from fastscore._reading.symbols import Affine
 from fastscore.networks import EnergyMLP
 
 __all__ = ["Reading", "read"]
@@ -48,10 +49,10 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, tor
 
 
 class _Entry:
-    """What is known of one callable: a watch over it, and a program (or None) for every kind of argument."""
+    """What is known of one callable: a snapshot over it, and a program (or None) for every kind of argument."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
         self.programs: dict[Hashable, Program | None] = {}
         self.sized: set[Hashable] = set()
 
@@ -110,15 +111,15 @@ def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
     if key in entry.programs:
         return entry.programs[key]
     few = cond[:rows] if cond is not None and batched else cond
-    program, sized = _record(fn, x[:rows], few, entry.watch) if key is signature else (None, True)
+    program, sized = _record(fn, x[:rows], few, entry.snapshot) if key is signature else (None, True)
     if sized:
         entry.sized.add(signature)
         key = (signature, x.shape)
         if batch > rows or program is None:
-            program, _ = _record(fn, x, cond, entry.watch)
+            program, _ = _record(fn, x, cond, entry.snapshot)
     if len(entry.programs) >= _SHAPES:
         entry.programs.clear()
-    if not entry.watch.holds():  # calling fn changed something that its code can see
+    if not entry.snapshot.holds():  # calling fn changed something that its code can see
         program = None
     entry.programs[key] = program
     return program
@@ -135,8 +136,8 @@ def _entry(fn: Any) -> _Entry:
             raise UnwatchableError("a callable without weak references") from error
         known = _cache[id(owner)] = (reference, {})
     entry = known[1].get(part)
-    if entry is None or not entry.watch.holds():
-        entry = known[1][part] = _Entry(Watch(fn))
+    if entry is None or not entry.snapshot.holds():
+        entry = known[1][part] = _Entry(Snapshot(fn))
     return entry
 
 
@@ -144,7 +145,7 @@ def _forget(key: int, _: object) -> None:
     _cache.pop(key, None)
 
 
-def _record(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Program | None, bool]:
+def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, bool]:
     """Record fn at a random point shaped like x and check the program at another.
 
     Returns:
@@ -159,7 +160,7 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Prog
     with torch.random.fork_rng(devices):
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
         try:
-            program, sized = _recorded(fn, points[0], cond, watch)
+            program, sized = _recorded(fn, points[0], cond, snapshot)
             if program is not None and not _agrees(program, fn, points[1].requires_grad_(x.requires_grad), cond):
                 program = None
         except Exception:  # fn failed on a part of the batch; on all of it, its own error will tell
@@ -169,13 +170,13 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Prog
     return (program if same else None), sized
 
 
-def _recorded(fn: Any, x: Tensor, cond: Tensor | None, watch: Watch) -> tuple[Program | None, bool]:
+def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, bool]:
     with torch.inference_mode(False), torch.enable_grad():
         point = x.clone().requires_grad_()
         given = None if cond is None else cond.detach().clone()
         if given is not None:
             given.requires_grad_(given.is_floating_point())
-        recorder = Recorder(point, given, watch.tensors, RULES)
+        recorder = Recorder(point, given, snapshot.tensors, RULES)
         try:
             with recorder:
                 output = fn(point) if given is None else fn(point, given)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastscore._record import DeclinedError, Recorder, Step, fill, refs_in
-from fastscore._symbols import Affine, Hidden, Input, Ref, Scale
+from fastscore._reading.record import DeclinedError, Recorder, Step, fill, refs_in
+from fastscore._reading.symbols import Affine, Hidden, Input, Ref, Scale
 from fastscore.reference.mlp import MLP, forward
 
 

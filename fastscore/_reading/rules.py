@@ -1,4 +1,4 @@
-"""How each torch operation acts on the values of a network that depend on x (`fastscore._symbols`).
+"""How each torch operation acts on the values of a network that depend on x (`fastscore._reading.symbols`).
 
 A rule gets a `Call` and returns what the result is, or `OPAQUE` where the result is not part of an MLP. Ranks and
 trailing sizes decide, never the number of rows: a record made with few rows must hold for any number.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastscore._record import Call, Recorder, Rules
-from fastscore._symbols import OPAQUE, Affine, Cat, Gate, Hidden, Input, Ref, Scale, Symbol
+from fastscore._reading.record import Call, Recorder, Rules
+from fastscore._reading.symbols import OPAQUE, Affine, Cat, Gate, Hidden, Input, Ref, Scale, Symbol
 
 
 def times(recorder: Recorder, a: Scale, b: Scale) -> Scale:
@@ -139,6 +139,8 @@ def _sum(call: Call, a: Any, b: Any) -> Symbol:
         z = plain(recorder, a) if a.skip is None else None
         if z is None or not (number(b) or (isinstance(b, Ref) and result.dim() == 2)):
             return OPAQUE
+        if isinstance(b, Ref) and recorder.values[b.index].shape == result.shape[1:]:
+            return replace(z, bias=b if z.bias is None else recorder.emit(torch.add, z.bias, b))
         return replace(z, shifts=(*z.shifts, b if isinstance(b, Ref) else float(b)))
     if isinstance(a, Affine) and isinstance(b, Input):
         skip = 1.0 if b.scale is None else b.scale

@@ -3,7 +3,7 @@
 `Recorder` is a torch function mode: it sees every torch operation that the author's code makes, whatever the code
 looks like, with the live parameters as arguments. Values that do not depend on x become the steps of a `Program`,
 replayed later with the current parameters and condition; values that do are followed in the algebra of
-`fastscore._symbols`. Whatever could make a replay differ from the call ends the recording: reading a value into
+`fastscore._reading.symbols`. Whatever could make a replay differ from the call ends the recording: reading a value into
 Python, writing in place, hidden or random computation, switching autograd off, autocast.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fastscore._symbols import OPAQUE, Input, Opaque, Ref, Symbol
+from fastscore._reading.symbols import OPAQUE, Input, Opaque, Ref, Symbol
 
 _SIZES = frozenset({"size", "numel", "nelement", "__len__", "shape"})
 _METADATA = frozenset({"dim", "ndimension", "ndim", "dtype", "device", "is_cuda", "is_floating_point", "is_complex"})

@@ -1,0 +1,211 @@
+"""What a callable's Python code can see, by identity, so that a cached reading of it can be trusted or dropped.
+
+A reading of a network is valid while nothing its code depends on has been replaced: modules, parameters, buffers,
+attributes, flags, hooks, closure variables, globals, methods. `Snapshot` walks all of that once and then tells in some
+tens of microseconds whether every one of those things still is the same object. What cannot be watched (an object
+of a foreign extension, a random generator, a hooked module) raises `UnwatchableError`.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import inspect
+import operator
+import types
+import weakref
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_LIMIT = 20_000
+_TRUSTED = frozenset({"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "builtins", "typing"})
+_TRUSTED_MODULES = ("torch.nn.modules.", "torch.nn.utils.parametri", "fastscore.networks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CONTENTS = ("_parameters", "_buffers", "_modules")
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {*_HOOKS, *_CONTENTS} | {"_compiled_call_impl"}
+_CONSTANTS = (
+    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), type, slice, range, enum.Enum, np.generic),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.finfo),
+    *(types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType),
+    *(types.GetSetDescriptorType, np.ufunc),
+)
+
+
+class UnwatchableError(Exception):
+    """Something that the callable can see could change without being noticed."""
+
+
+class Snapshot:
+    """A snapshot of everything reachable from a callable.
+
+    It never holds the callable itself, so it can be stored in a cache that is keyed weakly by it.
+
+    Attributes:
+        tensors: every tensor found, by `id`.
+    """
+
+    def __init__(self, root: object) -> None:
+        """Walk everything reachable from `root`.
+
+        Raises:
+            UnwatchableError: some of it cannot be watched.
+        """
+        self.tensors: dict[int, Tensor] = {}
+        self._dicts: list[dict[Any, Any]] = []
+        self._hooks: list[dict[Any, Any]] = []
+        self._sequences: list[Any] = []
+        self._cells: list[types.CellType] = []
+        self._names: list[tuple[dict[str, Any], str]] = []
+        self._class_names: list[tuple[type, str]] = []
+        self._functions: list[weakref.ref[types.FunctionType]] = []
+        self._seen: dict[object, object] = {}
+        self._visit(root)
+        self._seen.clear()
+        self._expected = self._now()
+
+    def holds(self) -> bool:
+        """Whether all of it still is the same."""
+        if any(self._hooks):
+            return False
+        try:
+            now = self._now()
+        except (AttributeError, ValueError):  # a deleted class attribute, an emptied cell
+            return False
+        return len(now) == len(self._expected) and all(map(operator.is_, now, self._expected))
+
+    def _now(self) -> list[object]:
+        functions = [function() for function in self._functions]
+        return [
+            *chain.from_iterable(map(dict.values, self._dicts)),
+            *chain.from_iterable(self._sequences),
+            *[cell.cell_contents for cell in self._cells],
+            *[names.get(name) for names, name in self._names],
+            *[getattr(owner, name) for owner, name in self._class_names],
+            *[None if function is None else function.__code__ for function in functions],
+        ]
+
+    def _visit(self, value: object) -> None:
+        if isinstance(value, _CONSTANTS) or id(value) in self._seen:
+            return
+        if len(self._seen) >= _LIMIT:
+            raise UnwatchableError("too many objects")
+        self._seen[id(value)] = value
+        if isinstance(value, Tensor):
+            if type(value) not in (Tensor, nn.Parameter):
+                raise UnwatchableError(f"a tensor of type {type(value).__name__}")
+            self.tensors[id(value)] = value
+        elif isinstance(value, nn.Module):
+            self._visit_module(value)
+        elif isinstance(value, types.FunctionType):
+            self._visit_function(value)
+        elif isinstance(value, types.MethodType):
+            self._visit(value.__func__)
+            self._visit(value.__self__)
+        elif isinstance(value, functools.partial):
+            self._visit_all(value.func, value.args, value.keywords)
+        elif isinstance(value, dict):
+            self._dicts.append(value)
+            self._visit_all(*value.values())
+        elif isinstance(value, (list, set)):
+            self._sequences.append(value)
+            self._visit_all(*value)
+        elif isinstance(value, (tuple, frozenset)):
+            self._visit_all(*value)
+        elif isinstance(value, types.ModuleType):
+            if not _trusted(value.__name__):
+                raise UnwatchableError(f"the module {value.__name__}")
+        else:
+            self._visit_object(value)
+
+    def _visit_all(self, *values: object) -> None:
+        for value in values:
+            self._visit(value)
+
+    def _visit_module(self, module: nn.Module) -> None:
+        kind = type(module)
+        if kind.__module__.startswith("torch.") and not kind.__module__.startswith(_TRUSTED_MODULES):
+            raise UnwatchableError(f"a module of type {kind.__name__}, which does more than compute")
+        attributes = vars(module)
+        if any(attributes.get(name) for name in _HOOKS) or attributes.get("_compiled_call_impl") is not None:
+            raise UnwatchableError("a module with hooks, or compiled in place")
+        self._dicts.append(attributes)
+        self._hooks += [attributes[name] for name in _HOOKS]
+        for name, value in attributes.items():
+            if name not in _HOOKS and name not in _BOOKKEEPING:
+                self._visit(value)
+        self._visit_class(kind, "forward", "__call__")
+
+    def _visit_object(self, value: object) -> None:
+        """A plain Python object: its attributes, and its class from `__call__` on."""
+        kind = type(value)
+        if not hasattr(value, "__dict__") or not kind.__flags__ & (1 << 9) or _trusted(kind.__module__):
+            raise UnwatchableError(f"an object of type {kind.__name__}")
+        self._dicts.append(vars(value))
+        self._visit_all(*vars(value).values())
+        self._visit_class(kind, *(name for name, item in vars(kind).items() if inspect.isfunction(item)))
+
+    def _visit_class(self, kind: type, *entries: str) -> None:
+        """The methods and class attributes that the named methods, and the methods they name, can reach."""
+        waiting, done = list(entries), set()
+        while waiting:
+            name = waiting.pop()
+            if name in done or not hasattr(kind, name):
+                continue
+            done.add(name)
+            owner = next((base for base in kind.__mro__ if name in vars(base)), object)
+            item = vars(owner).get(name)
+            if owner is object or item is None or owner is nn.Module:
+                continue
+            if not isinstance(item, classmethod):
+                self._class_names.append((kind, name))
+            getters = [item.fget] if isinstance(item, property) else [getattr(item, "__func__", item)]
+            for getter in getters:
+                if isinstance(getter, types.FunctionType):
+                    self._visit(getter)
+                    if not _trusted(getter.__module__):
+                        waiting += getter.__code__.co_names
+                elif not isinstance(getter, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+                    self._visit(getter)
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        if _trusted(function.__module__):
+            return
+        self._functions.append(weakref.ref(function))
+        self._visit_all(function.__defaults__, function.__kwdefaults__)
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError as empty:
+                raise UnwatchableError("an empty closure cell") from empty
+            self._cells.append(cell)
+            self._visit(content)
+        names = function.__globals__
+        for code in _codes(function.__code__):
+            for name in {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}:
+                if name in names:
+                    self._visit_global(names, name, code)
+
+    def _visit_global(self, names: dict[str, Any], name: str, code: types.CodeType) -> None:
+        self._names.append((names, name))
+        value = names[name]
+        if isinstance(value, types.ModuleType) and not _trusted(value.__name__):
+            for attribute in code.co_names:
+                if attribute in vars(value) and id(value) not in self._seen:
+                    self._visit_global(vars(value), attribute, code)
+        else:
+            self._visit(value)
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """The code and that of the functions and comprehensions inside it."""
+    inner = [c for constant in code.co_consts if isinstance(constant, types.CodeType) for c in _codes(constant)]
+    return [code, *inner]
+
+
+def _trusted(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] in _TRUSTED | {"fastscore"}
