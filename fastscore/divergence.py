@@ -211,8 +211,13 @@ def _trace(
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
     probes = Probes(how.probe, noise.resolve_seed(how.seed, how.generator))
     found = forms(function, x, cond, probes, how.n_probes, weight=weight, chunk_size=how.chunk_size)
-    stderr = found.kept.detach().std(0) / math.sqrt(how.n_probes) if how.n_probes > 1 else None
-    return found, found.kept.mean(0), stderr, f"hutchinson-{found.mode}"
+    return found, found.kept.mean(0), _standard_error(found.kept.detach()), f"hutchinson-{found.mode}"
+
+
+def _standard_error(samples: Tensor) -> Tensor | None:
+    """Standard error of the mean over the first dimension: `[K, B]` -> `[B]`; None for K = 1."""
+    k = samples.shape[0]
+    return None if k == 1 else ((samples - samples.mean(0)).square().sum(0) / (k * (k - 1))).sqrt()
 
 
 def _score(score_fn: _checks.Score) -> Callable[[Any], Twice]:

@@ -53,10 +53,10 @@ def implicit_score_matching(
     generator: torch.Generator | None = None,
     return_terms: bool = False,
 ) -> Tensor | ScoreMatchingTerms:
-    """Implicit score matching, `1/2 |s(x)|^2 + tr ds/dx` (Hyvarinen 2005, eq. 4).
+    """Implicit score matching, `1/2 |s(x)|^2 + tr ds/dx` (Hyvarinen 2005, theorem 1).
 
     Needs samples only: its mean over the data differs from that of the explicit loss by a constant. With
-    `trace="hutchinson"` it is sliced score matching with variance reduction (Song et al. 2019, eq. 8).
+    `trace="hutchinson"` it is sliced score matching with variance reduction (Song, Garg, Shi & Ermon 2019).
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
@@ -111,7 +111,7 @@ def sliced_score_matching(
     generator: torch.Generator | None = None,
     return_terms: bool = False,
 ) -> Tensor | ScoreMatchingTerms:
-    """Sliced score matching, `mean_k 1/2 (v_k' s)^2 + v_k' J v_k` with `E[v v'] = I` (Song et al. 2019, eq. 7).
+    """Sliced score matching, `mean_k 1/2 (v_k' s)^2 + v_k' J v_k` with `E[v v'] = I` (Song et al. 2019).
 
     Its expectation over the probes is the implicit loss. `implicit_score_matching(trace="hutchinson")` with the same
     seed has the same trace term and takes `|s|^2` exactly: less variance at the same price.
@@ -165,7 +165,7 @@ def explicit_score_matching(
     convention: str = "half",
     reduction: str = "mean",
 ) -> Tensor:
-    """Explicit score matching, `1/2 |s(x) - s*(x)|^2`, for data whose score s* is known (Hyvarinen 2005, eq. 2).
+    """Explicit score matching, `1/2 |s(x) - s*(x)|^2`, for data whose score s* is known (Hyvarinen 2005).
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
@@ -201,9 +201,9 @@ def denoising_score_matching(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Denoising score matching, `1/2 |sigma s(x + sigma e) + e|^2` with `e ~ N(0, I)` (Vincent 2011, eq. 11).
+    """Denoising score matching, `1/2 |sigma s(x + sigma e) + e|^2` with `e ~ N(0, I)` (Vincent 2011).
 
-    The weighting by sigma^2 is that of Song & Ermon (2019), eq. 6. Its minimum is the score of the data blurred by `N(0, sigma^2 I)`.
+    Its minimum is the score of the data blurred by `N(0, sigma^2 I)`; Song & Ermon (2019) weigh it by sigma^2.
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.

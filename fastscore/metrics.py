@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastscore import _checks
 from fastscore._forms import wide
 from fastscore.losses import true_score
 
-_ROWS = 1024  # rows of the Stein kernel worked on at a time
+_DIFFERENCES = 2**24  # coordinates of differences between samples held at a time
 
 
 def fisher_divergence(
@@ -49,7 +48,7 @@ def kernel_stein_discrepancy(
     r"""Squared kernel Stein discrepancy of samples x from the distribution whose score is score_fn, a 0-dim tensor.
 
     `mean_ij k_p(x_i, x_j)` with the Stein kernel of the inverse multiquadric `k = (1 + r^2 / h^2)^(-1/2)`,
-    `k_p(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k` (Gorham & Mackey 2017, eq. 5).
+    `k_p(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k` (Gorham & Mackey 2017).
     With `g = 1 / (h^2 + r^2)`, `d = x - y`: `grad_x k = -k g d` and `tr grad_x grad_y k = k g (D - 3 g r^2)`.
 
     Args:
@@ -71,8 +70,9 @@ def kernel_stein_discrepancy(
         raise ValueError(f"x must have at least 2 rows for the unbiased estimate, got {list(x.shape)}")
     points, scores = wide(x).flatten(1), wide(_checks.evaluate(score_fn, x, cond)).flatten(1)
     total = points.new_zeros(())
-    for start in range(0, n, _ROWS):
-        part = slice(start, start + _ROWS)
+    rows = max(1, _DIFFERENCES // points.numel())
+    for start in range(0, n, rows):
+        part = slice(start, start + rows)
         total = total + _stein(points[part], scores[part], points, scores, bandwidth).sum()
     if not unbiased:
         return total / n**2
