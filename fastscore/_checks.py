@@ -1,4 +1,4 @@
-"""Checks of arguments, made before any work: a ValueError or TypeError names the argument, its value and what was expected."""
+"""Checks of arguments, made before any work: the error names the argument, its value and what was expected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def number(name: str, value: object, *, positive: bool) -> None:
             return  # reading it would wait for the device, or is impossible while tracing
         bad = ~(torch.isfinite(value) & ((value > 0) if positive else (value >= 0)))
         if bool(bad.any()):
-            raise ValueError(f"{name} must be {wanted}, got {value[bad].flatten()[0].item() if value.dim() else value.item()}")
+            raise ValueError(
+                f"{name} must be {wanted}, got {value[bad].flatten()[0].item() if value.dim() else value.item()}"
+            )
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {value!r} ({type(value).__name__})")

@@ -18,7 +18,7 @@ def _default() -> str:
     return name
 
 
-_backend = contextvars.ContextVar("fastscore_backend", default=_default())
+_backend: contextvars.ContextVar[str] = contextvars.ContextVar("fastscore_backend", default=_default())  # noqa: B039
 
 
 def backend() -> str:
@@ -35,9 +35,9 @@ def interpreting() -> bool:
 def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a `with` block.
 
-    "auto" (the default, or what FASTSCORE_BACKEND says) runs Triton kernels on GPU tensors where Triton is installed and
-    plain PyTorch elsewhere; "torch" never uses Triton; "triton" raises instead of falling back (on CPU tensors it needs
-    Triton's interpreter, TRITON_INTERPRET=1). The setting is local to the thread or async task.
+    "auto" (the default, or what FASTSCORE_BACKEND says) runs Triton kernels on GPU tensors where Triton is installed
+    and plain PyTorch elsewhere; "torch" never uses Triton; "triton" raises instead of falling back (on CPU tensors it
+    needs Triton's interpreter, TRITON_INTERPRET=1). The setting is local to the thread or async task.
 
     Raises:
         ValueError: an unknown name.

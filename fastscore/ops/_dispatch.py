@@ -17,8 +17,10 @@ def kernels(name: str, device: torch.device) -> ModuleType | None:
     Raises:
         RuntimeError: the backend is "triton" and no Triton kernel can run there.
     """
+    if torch.compiler.is_compiling():
+        return None
     backend = _config.backend()
-    if backend == "torch" or torch.compiler.is_compiling() or (backend == "auto" and device.type != "cuda"):
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return None
     module = _load(name)
     if backend == "triton":

@@ -1,4 +1,8 @@
-"""Arrays of counter noise: rows are chains `first_chain, first_chain + 1, ...`; no autograd, nothing to differentiate."""
+"""Arrays of counter noise: rows are chains `first_chain, first_chain + 1, ...`; no autograd, nothing to differentiate.
+
+While torch.compile traces, an array of noise is one opaque operator: Inductor would write the rounds of Philox, each of
+whose values is used twice, into one expression whose size doubles with every round.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +21,16 @@ def normal(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standard normals `[n, width]`; computed in float64 for float64, else in float32 and rounded."""
-    if n == 0 or width == 0:
-        return torch.empty(n, width, dtype=dtype, device=device)
-    if (kernels := _dispatch.kernels("noise", device)) is not None:
-        return kernels.normal(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
-    return _rows(
-        lambda chain: philox.normals(seed, stream, step, chain, width, computed(dtype)).to(dtype),
-        n,
-        -(-width // 4),
-        first_chain,
-        device,
-    )
+    make = _normal_opaque if torch.compiler.is_compiling() else _normal
+    return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
 def rademacher(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Signs +-1 `[n, width]`."""
-    if n == 0 or width == 0:
-        return torch.empty(n, width, dtype=dtype, device=device)
-    if (kernels := _dispatch.kernels("noise", device)) is not None:
-        return kernels.rademacher(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
-    return _rows(
-        lambda chain: philox.rademacher(seed, stream, step, chain, width, dtype), n, width, first_chain, device
-    )
+    make = _rademacher_opaque if torch.compiler.is_compiling() else _rademacher
+    return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
 def uniform(
@@ -57,10 +47,55 @@ def computed(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _normal(
+    n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    if n == 0 or width == 0:
+        return torch.empty(n, width, dtype=dtype, device=device)
+    if (kernels := _dispatch.kernels("noise", device)) is not None:
+        return kernels.normal(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
+
+    def make(chain: Tensor) -> Tensor:
+        return philox.normals(seed, stream, step, chain, width, computed(dtype)).to(dtype)
+
+    return _rows(make, n, -(-width // 4), first_chain, device)
+
+
+def _rademacher(
+    n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    if n == 0 or width == 0:
+        return torch.empty(n, width, dtype=dtype, device=device)
+    if (kernels := _dispatch.kernels("noise", device)) is not None:
+        return kernels.rademacher(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
+
+    def make(chain: Tensor) -> Tensor:
+        return philox.rademacher(seed, stream, step, chain, width, dtype)
+
+    return _rows(make, n, width, first_chain, device)
+
+
+_normal_opaque = torch.library.custom_op("fastscore::normal", _normal, mutates_args=())
+_rademacher_opaque = torch.library.custom_op("fastscore::rademacher", _rademacher, mutates_args=())
+
+
+@_normal_opaque.register_fake
+@_rademacher_opaque.register_fake
+def _fake(
+    n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.empty(n, width, dtype=dtype, device=device)
+
+
+def _signed(seed: int) -> int:
+    """The same 64 bits as an int64, the widest integer an operator takes."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
 def _rows(make: Callable[[Tensor], Tensor], n: int, width: int, first_chain: int, device: torch.device) -> Tensor:
     """`make(chain)` for n chains of `width` counters, a cache-sized block of rows at a time on a CPU."""
     chain = torch.arange(first_chain, first_chain + n, dtype=torch.int64, device=device)
     block = max(1, _BLOCK // width)
-    if n <= block or device.type != "cpu" or torch.compiler.is_compiling():
+    if n <= block or device.type != "cpu":
         return make(chain)
     return torch.cat([make(part) for part in chain.split(block)])

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -40,14 +39,14 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# -2 ln(1 - t) = t (2 + t + 2/3 t^2 + ...), used for t below 1/16 where the float32 logarithm of 1 - t has lost its digits.
+# -2 ln(1 - t) = t (2 + t + 2/3 t^2 + ...), for t below 1/16 where the float32 logarithm of 1 - t has lost its digits.
 LOG_SMALL = 1 / 16
 LOG_COEFFICIENTS = (2.0, 1.0, 2 / 3, 1 / 2, 2 / 5, 1 / 3)
 # Minimax polynomials of sin and cos on [-pi/4, pi/4] (Cephes, S. Moshier: sinf.c), to float32 accuracy.
 SIN_COEFFICIENTS = (1.0, -1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4)
 COS_COEFFICIENTS = (1.0, -0.5, 4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5)
 
-Word = Union[Tensor, int]
+Word = Tensor | int
 
 
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,25 +116,26 @@ def normals(seed: Word, stream: int, step: Word, chain: Tensor, n_features: int,
     With G = ceil(n_features / 4), feature d is lane d div G of group d mod G: each of the four lanes is a contiguous
     quarter of the event. Words (w0, w1) give lanes 0 and 1, (w2, w3) lanes 2 and 3.
     """
-    group = torch.arange(-(-n_features // 4), device=chain.device)
+    n_groups = -(-n_features // 4)
+    group = torch.arange(n_groups, device=chain.device)
     w0, w1, w2, w3 = words(seed, stream, step, chain.unsqueeze(-1), group)
-    lanes = []
+    lanes: list[Tensor] = []
     for even, odd in ((w0, w1), (w2, w3)) if n_features > 2 else ((w0, w1),):
         r = radius(even, dtype)
         cos, sin = direction(odd, dtype)
         lanes += [r * cos, r * sin]
-    return torch.cat(lanes, -1)[..., :n_features]
+    return torch.cat([lane[..., : max(0, n_features - i * n_groups)] for i, lane in enumerate(lanes)], -1)
 
 
 def uniforms(seed: Word, stream: int, step: Word, chain: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniforms in (0, 1], one a chain, float32 or float64: word 0 of group 0, (w + 0.5) 2^-32 (float32 can round to 1)."""
+    """Uniforms in (0, 1], one a chain: word 0 of group 0, (w + 0.5) 2^-32 (float32 can round to 1)."""
     w0, _, _, _ = words(seed, stream, step, chain, torch.zeros((), dtype=torch.int64, device=chain.device))
     return (w0.to(dtype) + 0.5) * 2.0**-32
 
 
 def rademacher(seed: Word, stream: int, step: Word, chain: Tensor, n_features: int, dtype: torch.dtype) -> Tensor:
-    """Signs `[*chain.shape, n_features]`, one bit each: group d div 128, word (d mod 128) div 32, bit d mod 32; 1 - 2 bit."""
+    """Signs `[*chain.shape, n_features]`, 1 - 2 bit: bit d mod 32 of word (d mod 128) div 32 of group d div 128."""
     group = torch.arange(-(-n_features // 128), device=chain.device)
     word = torch.stack(words(seed, stream, step, chain.unsqueeze(-1), group), -1)
     bits = (word.unsqueeze(-1) >> torch.arange(32, device=chain.device)) & 1
-    return (1 - 2 * bits.flatten(-3)[..., :n_features]).to(dtype)
+    return (1 - 2 * bits.flatten(-3)[..., :n_features].contiguous()).to(dtype)

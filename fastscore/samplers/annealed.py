@@ -1,0 +1,162 @@
+"""Annealed Langevin dynamics (Song and Ermon 2019, algorithm 1; 2020 for the step sizes and the last denoising)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore import _checks
+from fastscore.noise import resolve_seed
+from fastscore.ops import langevin as _ops
+from fastscore.ops.noise import computed
+from fastscore.samplers import chain
+from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, prepare
+
+
+class AnnealedLangevin:
+    """The ladder as `init` and `step`: step k is at level i = k div n_steps_each, a_i = eps (sigma_i / sigma_last)^2."""
+
+    def __init__(
+        self,
+        score_fn: _checks.Score,
+        *,
+        sigmas: Sequence[float],
+        n_steps_each: int,
+        step_size: float,
+        temperature: float,
+        clamp: tuple[float, float] | None,
+        seed: int,
+        first_chain: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.score_fn, self.sigmas, self.n_steps_each, self.dtype = score_fn, sigmas, n_steps_each, dtype
+        self.step_sizes = [step_size * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
+        self.temperature, self.clamp = temperature, clamp
+        self.seed, self.first_chain = seed, first_chain
+
+    def init(self, x: Tensor) -> LangevinState:
+        """The state at x."""
+        return LangevinState(x.detach().to(computed(x.dtype), copy=True))
+
+    def step(self, state: LangevinState, k: int) -> LangevinState:
+        """Step number k."""
+        x, level = state.x, k // self.n_steps_each
+        score = self.score(x, self.sigmas[level])
+        a, t = as_tensor("step_size", self.step_sizes[level], x), as_tensor("temperature", self.temperature, x)
+        moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
+        return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
+
+    def score(self, x: Tensor, sigma: float) -> Tensor:
+        """s(x, sigma), with sigma as `[B]`."""
+        x = x.to(self.dtype)
+        return _checks.evaluate(self.score_fn, x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
+
+
+def annealed_langevin_dynamics(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    sigmas: Sequence[float] | Tensor,
+    n_steps_each: int,
+    step_size: float,
+    temperature: float = 1.0,
+    denoise: bool = True,
+    burn_in: int = 0,
+    thin: int = 1,
+    clamp: tuple[float, float] | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    first_chain: int = 0,
+    first_step: int = 0,
+    on_nonfinite: str = "raise",
+    return_trajectory: bool = False,
+    return_diagnostics: bool = False,
+    progress: bool = False,
+) -> chain.Output:
+    """Langevin dynamics down a ladder of noise levels, the last state denoised.
+
+    For each sigma_i, largest first: `n_steps_each` steps of x + a_i s(x, sigma_i) + sqrt(2 a_i T) e with
+    a_i = step_size (sigma_i / sigma_last)^2; then, if `denoise`, x + sigma_last^2 s(x, sigma_last), the posterior mean
+    (Song and Ermon, NeurIPS 2019, algorithm 1, in which alpha_i = 2 a_i; NeurIPS 2020, section 3; Tweedie's formula).
+
+    Args:
+        score_fn: s(x, sigma), called with sigma as a tensor `[B]`.
+        x: starting points `[B, *event]`, usually noise of standard deviation sigmas[0]; not changed.
+        sigmas: the noise levels, finite, > 0 and decreasing.
+        n_steps_each: steps at each level.
+        step_size: eps > 0, the step size at the last level.
+        temperature: T >= 0.
+        denoise: whether the last state (and not the trajectory) is denoised.
+        burn_in: as in `langevin_dynamics`, as are the arguments that follow; steps are counted over the whole ladder.
+        thin: keep every thin-th state.
+        clamp: (low, high), applied to the state after every step.
+        seed: an int in [0, 2^64).
+        generator: where to draw the seed from instead.
+        first_chain: the global index of row 0.
+        first_step: the number of the first step in the whole ladder, to go on with a chain that was stopped.
+        on_nonfinite: "raise", "freeze" or "ignore".
+        return_trajectory: return the kept states `[B, n_kept, *event]`.
+        return_diagnostics: return (samples, diagnostics).
+        progress: show a progress bar.
+
+    Returns:
+        The last state, denoised where asked, or as the two flags say.
+
+    Raises:
+        NonFiniteError: see `langevin_dynamics`.
+        Interrupted: Ctrl-C, likewise.
+        TypeError: an argument of a wrong type, by name.
+        ValueError: a wrong shape or device, or a number outside its range, by name.
+    """
+    score_fn = prepare(score_fn, x, first_chain)
+    levels = _ladder(sigmas)
+    _checks.count("n_steps_each", n_steps_each)
+    _checks.positive("step_size", step_size)
+    _checks.nonnegative("temperature", temperature)
+    total = len(levels) * n_steps_each
+    _checks.integer("first_step", first_step, 0, total + 1)
+    seed = resolve_seed(seed, generator)
+    run = chain.Run(
+        total - first_step,
+        burn_in,
+        thin,
+        first_step,
+        first_chain,
+        on_nonfinite,
+        return_trajectory,
+        return_diagnostics,
+        progress,
+        seed,
+    )
+    algorithm = AnnealedLangevin(
+        score_fn,
+        sigmas=levels,
+        n_steps_each=n_steps_each,
+        step_size=step_size,
+        temperature=temperature,
+        clamp=check_clamp(clamp),
+        seed=seed,
+        first_chain=first_chain,
+        dtype=x.dtype,
+    )
+    state, output = chain.run_chain(algorithm, x, run)
+    if not denoise or return_trajectory:
+        return output
+    with torch.no_grad():
+        final = (state.x + levels[-1] ** 2 * algorithm.score(state.x, levels[-1])).to(x.dtype)
+    return final if isinstance(output, Tensor) else (final, output[1])
+
+
+def _ladder(sigmas: Sequence[float] | Tensor) -> list[float]:
+    """The noise levels as floats, checked."""
+    levels = [float(sigma) for sigma in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
+    if not levels:
+        raise ValueError("sigmas must have at least one noise level, got none")
+    for sigma in levels:
+        _checks.positive("sigmas", sigma)
+    if any(later >= sooner for sooner, later in itertools.pairwise(levels)):
+        raise ValueError(f"sigmas must decrease, got {levels}")
+    return levels

@@ -1,0 +1,51 @@
+"""Gradient ascent on log p: x' = x + a s(x), Langevin dynamics at temperature 0."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastscore import _checks
+from fastscore.samplers import chain
+from fastscore.samplers.langevin import langevin_dynamics
+
+
+def gradient_ascent(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    step_size: chain.Schedule,
+    n_steps: int,
+    burn_in: int = 0,
+    thin: int = 1,
+    clamp: tuple[float, float] | None = None,
+    cond: Tensor | None = None,
+    first_chain: int = 0,
+    first_step: int = 0,
+    on_nonfinite: str = "raise",
+    return_trajectory: bool = False,
+    return_diagnostics: bool = False,
+    progress: bool = False,
+) -> chain.Output:
+    """`n_steps` of x + a s(x): every row of x climbs log p to a mode. Nothing is random.
+
+    Arguments, results and errors are those of `langevin_dynamics`; it converges for a < 2 / L, L the Lipschitz constant
+    of the score.
+    """
+    return langevin_dynamics(
+        score_fn,
+        x,
+        step_size=step_size,
+        n_steps=n_steps,
+        temperature=0.0,
+        burn_in=burn_in,
+        thin=thin,
+        clamp=clamp,
+        cond=cond,
+        seed=0,
+        first_chain=first_chain,
+        first_step=first_step,
+        on_nonfinite=on_nonfinite,
+        return_trajectory=return_trajectory,
+        return_diagnostics=return_diagnostics,
+        progress=progress,
+    )

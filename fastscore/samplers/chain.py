@@ -1,0 +1,195 @@
+"""The one loop that every sampler shares: what to keep, when to stop, and what to do when a state is not finite.
+
+An algorithm is an object with `init(x) -> state` and `step(state, k) -> state`; a state is a NamedTuple of tensors
+whose first field is the position x `[B, *event]`, and every field has one row a chain. All randomness of step k comes
+from (seed, k, chain), so a run may stop after any step and go on with `first_step`, or be cut into batches with
+`first_chain`, and give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastscore import _checks
+
+POLICIES = ("raise", "freeze", "ignore")
+_LOOK_EVERY = 64  # steps between two looks at the flags of a GPU: looking waits for it
+
+State = TypeVar("State", bound=tuple[Tensor, ...])
+Schedule = float | Tensor | Callable[[int], float | Tensor]
+Output = Tensor | tuple[Tensor, dict[str, Tensor]]
+
+
+class Algorithm(Protocol[State]):
+    """One Markov chain (or flow) over rows of x."""
+
+    def init(self, x: Tensor) -> State:
+        """The state before the first step."""
+
+    def step(self, state: State, k: int) -> State:
+        """Step number k (counted from the very first step of the chain); must not change `state`."""
+
+
+class NonFiniteError(RuntimeError):
+    """A chain left the finite numbers.
+
+    Attributes:
+        chains: global indices of the rows that did, a list of ints.
+        step: the first step after which one of them was not finite.
+    """
+
+    def __init__(self, chains: list[int], step: int) -> None:
+        self.chains, self.step = chains, step
+        shown = ", ".join(map(str, chains[:8])) + (", ..." if len(chains) > 8 else "")
+        super().__init__(
+            f"the state of chain {shown} is not finite after step {step} ({len(chains)} in all); a smaller step_size, "
+            'clamp=(low, high), or on_nonfinite="freeze" (keeps the other chains going and flags these) may help'
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run: carries what is needed to go on to the same bits.
+
+    Attributes:
+        x: the position after the last finished step.
+        state: the whole state of the algorithm there.
+        step: the step to go on with (`first_step`).
+        seed: the seed of the run.
+        trajectory: what was kept so far, `[B, n, *event]`, or None.
+    """
+
+    def __init__(self, state: tuple[Tensor, ...], step: int, seed: int, trajectory: Tensor | None) -> None:
+        self.x, self.state, self.step, self.seed, self.trajectory = state[0], state, step, seed, trajectory
+        super().__init__(f"interrupted before step {step}; go on with x=e.x, first_step={step}, seed={seed}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a run is and what is kept of it; the fields are the arguments of the samplers."""
+
+    n_steps: int
+    burn_in: int = 0
+    thin: int = 1
+    first_step: int = 0
+    first_chain: int = 0
+    on_nonfinite: str = "raise"
+    return_trajectory: bool = False
+    return_diagnostics: bool = False
+    progress: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _checks.count("n_steps", self.n_steps, 0)
+        _checks.count("burn_in", self.burn_in, 0)
+        _checks.count("thin", self.thin, 1)
+        _checks.integer("first_step", self.first_step, 0, 2**32 - self.n_steps + 1)
+        _checks.choice("on_nonfinite", self.on_nonfinite, POLICIES)
+        if self.burn_in > self.n_steps:
+            raise ValueError(f"burn_in must be at most n_steps {self.n_steps}, got {self.burn_in}")
+
+    @property
+    def n_kept(self) -> int:
+        """States kept: every `thin`-th after the burn-in."""
+        return (self.n_steps - self.burn_in) // self.thin
+
+    def kept_after(self, k: int) -> int | None:
+        """The index under which the state after step k (counted from this run's first) is kept, or None."""
+        n, rest = divmod(k + 1 - self.burn_in, self.thin)
+        return n - 1 if n > 0 and rest == 0 else None
+
+
+class Guard:
+    """Finds the chains that are not finite, and raises, freezes them at their last finite state, or lets them be."""
+
+    def __init__(self, run: Run, x: Tensor) -> None:
+        self.policy, self.first_chain = run.on_nonfinite, run.first_chain
+        self.first_bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        self._look_now = x.device.type == "cpu"
+
+    def __call__(self, old: State, new: State, k: int) -> State:
+        """The state to go on with after step k."""
+        if self.policy == "ignore" or (self._look_now and not self._any_frozen() and math.isfinite(new[0].sum())):
+            return new
+        bad = ~torch.isfinite(new[0]).flatten(1).all(1)
+        self.first_bad = torch.where(bad & (self.first_bad < 0), k, self.first_bad)
+        if self.policy == "freeze":
+            frozen = self.first_bad >= 0
+            return type(new)(*(torch.where(_rows(frozen, n), o, n) for o, n in zip(old, new, strict=True)))
+        if self._look_now or k % _LOOK_EVERY == _LOOK_EVERY - 1:
+            self.look()
+        return new
+
+    def look(self) -> None:
+        """Raise now if the policy is to raise and a chain was found not finite."""
+        if self.policy != "raise":
+            return
+        bad = self.first_bad.cpu()
+        if bool((bad >= 0).any()):
+            step = int(bad[bad >= 0].min())
+            raise NonFiniteError((self.first_chain + (bad == step).nonzero().flatten()).tolist(), step)
+
+    def _any_frozen(self) -> bool:
+        return self.policy == "freeze" and bool((self.first_bad >= 0).any())
+
+
+def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State | None = None) -> tuple[State, Output]:
+    """Run `algorithm` from x; returns the last state and what the caller asked to be given.
+
+    The output is x after the last step, or the trajectory `[B, n_kept, *event]` where asked, and with it, where asked,
+    the diagnostics: `mean` and `var` over the chains at every kept step (`[n_kept, *event]`) and `first_nonfinite`
+    (`[B]`, the step after which a chain was first not finite, or -1).
+    """
+    state = algorithm.init(x) if state is None else state
+    shape = (x.shape[0], run.n_kept, *x.shape[1:])
+    trajectory = x.new_empty(shape) if run.return_trajectory else None
+    moments = (
+        torch.empty(2, run.n_kept, *x.shape[1:], dtype=x.dtype, device=x.device) if run.return_diagnostics else None
+    )
+    guard = Guard(run, x)
+    done: tuple[State, int] = (state, 0)  # one object, so that an interrupt never sees a state of another step
+    try:
+        with torch.no_grad():
+            for k in tqdm(range(run.n_steps), disable=not run.progress, leave=False, unit="step"):
+                step = run.first_step + k
+                done = (guard(done[0], algorithm.step(done[0], step), step), k + 1)
+                if (kept := run.kept_after(k)) is not None:
+                    position = done[0][0]
+                    if trajectory is not None:
+                        trajectory[:, kept] = position
+                    if moments is not None:
+                        moments[0, kept], moments[1, kept] = position.mean(0), position.var(0, correction=0)
+            guard.look()
+    except KeyboardInterrupt as interrupt:
+        kept = max(0, done[1] - run.burn_in) // run.thin
+        partial = trajectory[:, :kept] if trajectory is not None else None
+        raise Interrupted(done[0], run.first_step + done[1], run.seed, partial) from interrupt
+    output = trajectory if trajectory is not None else done[0][0].to(x.dtype)
+    if moments is None:
+        return done[0], output
+    return done[0], (output, {"mean": moments[0], "var": moments[1], "first_nonfinite": guard.first_bad})
+
+
+def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[int], float | Tensor]:
+    """A number, a tensor or a function of the step, as a function of the step whose values are checked."""
+    check = _checks.positive if positive else _checks.nonnegative
+    if callable(value):
+
+        def checked(k: int) -> float | Tensor:
+            given: float | Tensor = value(k)
+            check(f"{name}({k})", given)
+            return given
+
+        return checked
+    check(name, value)
+    return lambda k: value
+
+
+def _rows(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *(1,) * (like.dim() - 1))

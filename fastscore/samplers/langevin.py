@@ -1,0 +1,327 @@
+"""Langevin dynamics (unadjusted; ULA): x' = x + a s(x) + sqrt(2 a T) e."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore import _checks
+from fastscore.noise import Stream, normal, resolve_seed
+from fastscore.ops import langevin as _ops
+from fastscore.ops.noise import computed
+from fastscore.samplers import chain
+
+
+def langevin_step(
+    x: Tensor,
+    score: Tensor,
+    *,
+    step_size: float | Tensor,
+    seed: int,
+    step: int,
+    temperature: float | Tensor = 1.0,
+    first_chain: int = 0,
+) -> Tensor:
+    """One step of Langevin dynamics, x + a score + sqrt(2 a T) e with e ~ N(0, I), differentiable.
+
+    The Euler-Maruyama step of dX = s(X) dt + sqrt(2 T) dW, whose law at T = 1 tends to the density p with
+    s = grad log p as a -> 0 (Roberts and Tweedie, Bernoulli 2(4), 1996, section 1.2). The noise is a pure function of
+    (seed, step, chain, feature): the same on every device and for every split of the batch, made inside the step on a
+    GPU, and regenerated, never stored, by the backward pass. Gradients flow to x, score and step_size.
+
+    Args:
+        x: the state, `[B, *event]`, float16, bfloat16, float32 or float64.
+        score: grad log p at x, the same shape and device; its dtype may differ.
+        step_size: a, a time: a finite number > 0, a 0-dim tensor, or a tensor of the event's shape for one step size a
+            feature. The noise grows with its square root.
+        seed: an int in [0, 2^64).
+        step: which step of the chain this is, an int in [0, 2^32). Two steps of one chain must differ in it.
+        temperature: T, a finite number >= 0 (0: gradient ascent) or a 0-dim tensor; no gradient flows to it.
+        first_chain: the global index of row 0, an int in [0, 2^56), for a batch that is a part of a larger one.
+
+    Returns:
+        The next state, of the shape and dtype of x. Arithmetic is in float32 (float64 for a float64 x).
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: a wrong shape or device, or a number outside its range, by name.
+    """
+    _checks.batch("x", x)
+    _checks.floating("score", score)
+    _checks.same_shape("score", score, "x", x)
+    _checks.same_device("score", score, "x", x)
+    _checks.positive("step_size", step_size)
+    _checks.nonnegative("temperature", temperature)
+    _checks.integer("seed", seed, 0, 2**64)
+    _checks.integer("step", step, 0, 2**32)
+    _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
+    return _ops.langevin_step(
+        x,
+        score,
+        as_tensor("step_size", step_size, x),
+        as_tensor("temperature", temperature, x),
+        seed,
+        step,
+        first_chain,
+    )
+
+
+def as_tensor(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """A number or tensor as a tensor on the device of x, 0-dim or (step_size) of the event's shape."""
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=computed(x.dtype), device=x.device)
+    _checks.same_device(name, value, "x", x)
+    if value.dim() and (name != "step_size" or value.shape != x.shape[1:]):
+        wanted = "0-dim" if name != "step_size" else f"0-dim or of the event's shape {list(x.shape[1:])}"
+        raise ValueError(f"{name} must be a number or a tensor that is {wanted}, got shape {list(value.shape)}")
+    return value
+
+
+class LangevinState(NamedTuple):
+    """The state of a Langevin chain."""
+
+    x: Tensor
+    """Position, `[B, *event]`, float32 or float64."""
+
+
+class Langevin:
+    """Langevin dynamics as `init` and `step`, for people who write their own loop.
+
+    The state is kept in float32 (float64 for a float64 x), because small steps would be lost in a narrower one; the
+    score is evaluated at the state rounded to `dtype`.
+    """
+
+    def __init__(
+        self,
+        score_fn: _checks.Score,
+        *,
+        step_size: chain.Schedule,
+        temperature: chain.Schedule = 1.0,
+        clamp: tuple[float, float] | None = None,
+        cond: Tensor | None = None,
+        seed: int,
+        first_chain: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.score_fn, self.cond, self.clamp, self.dtype = score_fn, cond, check_clamp(clamp), dtype
+        self.step_size = chain.schedule("step_size", step_size)
+        self.temperature = chain.schedule("temperature", temperature, positive=False)
+        self.seed, self.first_chain = seed, first_chain
+
+    def init(self, x: Tensor) -> LangevinState:
+        """The state at x."""
+        return LangevinState(x.detach().to(computed(x.dtype), copy=True))
+
+    def step(self, state: LangevinState, k: int) -> LangevinState:
+        """Step number k."""
+        x = state.x
+        a, t = as_tensor("step_size", self.step_size(k), x), as_tensor("temperature", self.temperature(k), x)
+        score = _checks.evaluate(self.score_fn, x.to(self.dtype), self.cond)
+        moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
+        return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
+
+
+def langevin_dynamics(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    step_size: chain.Schedule,
+    n_steps: int,
+    temperature: chain.Schedule = 1.0,
+    burn_in: int = 0,
+    thin: int = 1,
+    clamp: tuple[float, float] | None = None,
+    cond: Tensor | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    first_chain: int = 0,
+    first_step: int = 0,
+    on_nonfinite: str = "raise",
+    return_trajectory: bool = False,
+    return_diagnostics: bool = False,
+    progress: bool = False,
+) -> chain.Output:
+    """Unadjusted Langevin dynamics: `n_steps` of x + a s(x) + sqrt(2 a T) e on every row of x at once.
+
+    The law of the chain tends to that of density p^(1/T), s = grad log p, up to a bias of order a (Roberts and Tweedie,
+    Bernoulli 2(4), 1996). It diverges when a > 2 / L for an L-Lipschitz score. No graph is built through `score_fn`.
+
+    Args:
+        score_fn: s; called as score_fn(x), or score_fn(x, cond) where `cond` is given.
+        x: starting points, `[B, *event]`; not changed.
+        step_size: a > 0, a time: a number, a 0-dim tensor, a tensor of the event's shape (a step size a feature), or a
+            function of the step number giving one of these.
+        n_steps: how many steps to make.
+        temperature: T >= 0: a number, a 0-dim tensor, or a function of the step number.
+        burn_in: steps before the first is counted for keeping.
+        thin: keep every thin-th state after the burn-in: (n_steps - burn_in) // thin of them.
+        clamp: (low, high), applied to the state after every step.
+        cond: handed to `score_fn` with every call.
+        seed: an int in [0, 2^64).
+        generator: where to draw the seed from instead; with neither, torch's default CPU generator.
+        first_chain: the global index of row 0, for a batch that is a part of a larger one: the same samples.
+        first_step: the number of the first step, to go on with a chain that was stopped: the same samples.
+        on_nonfinite: "raise" a NonFiniteError naming chain and step; "freeze" the chain at its last finite state, flag
+            it in the diagnostics and keep the others going; or "ignore".
+        return_trajectory: return the kept states `[B, n_kept, *event]` instead of the last one.
+        return_diagnostics: return (samples, diagnostics), see `samplers.chain.run_chain`.
+        progress: show a progress bar.
+
+    Returns:
+        The last state, of the shape and dtype of x, or as the two flags above say.
+
+    Raises:
+        NonFiniteError: see `on_nonfinite`.
+        Interrupted: Ctrl-C; a KeyboardInterrupt that carries the state and the step to go on with.
+        TypeError: an argument of a wrong type, by name.
+        ValueError: a wrong shape or device, or a number outside its range, by name.
+    """
+    score_fn = prepare(score_fn, x, first_chain)
+    seed = resolve_seed(seed, generator)
+    run = chain.Run(
+        n_steps,
+        burn_in,
+        thin,
+        first_step,
+        first_chain,
+        on_nonfinite,
+        return_trajectory,
+        return_diagnostics,
+        progress,
+        seed,
+    )
+    algorithm = Langevin(
+        score_fn,
+        step_size=step_size,
+        temperature=temperature,
+        clamp=clamp,
+        cond=cond,
+        seed=seed,
+        first_chain=first_chain,
+        dtype=x.dtype,
+    )
+    return chain.run_chain(algorithm, x, run)[1]
+
+
+class LangevinDynamics:
+    """Langevin dynamics as an object: fix the score and the step once, then call `sample`.
+
+    Args:
+        score_fn: s = grad log p, as in `langevin_dynamics`; or any object with a `score` method.
+        step_size: a, as in `langevin_dynamics`.
+        temperature: T, as in `langevin_dynamics`.
+        clamp: (low, high), applied to the state after every step.
+        cond: handed to `score_fn` with every call.
+        on_nonfinite: "raise", "freeze" or "ignore".
+        dtype: of the initial state that `sample` makes when it is given none.
+        device: likewise.
+
+    Raises:
+        TypeError: an argument of a wrong type, by name.
+        ValueError: a number outside its range, by name.
+    """
+
+    def __init__(
+        self,
+        score_fn: _checks.Score,
+        step_size: chain.Schedule = 1e-3,
+        *,
+        temperature: chain.Schedule = 1.0,
+        clamp: tuple[float, float] | None = None,
+        cond: Tensor | None = None,
+        on_nonfinite: str = "raise",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        chain.schedule("step_size", step_size)
+        chain.schedule("temperature", temperature, positive=False)
+        _checks.choice("on_nonfinite", on_nonfinite, chain.POLICIES)
+        self.score_fn, self.dtype, self.device = _score(score_fn), dtype, device
+        self._arguments: dict[str, Any] = {
+            "step_size": step_size,
+            "temperature": temperature,
+            "clamp": check_clamp(clamp),
+            "cond": cond,
+            "on_nonfinite": on_nonfinite,
+        }
+
+    def sample(
+        self,
+        x: Tensor | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        n_steps: int = 100,
+        n_samples: int = 1,
+        thin: int = 1,
+        return_trajectory: bool = False,
+        return_diagnostics: bool = False,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        burn_in: int = 0,
+        progress: bool = False,
+    ) -> chain.Output:
+        """Run the chains.
+
+        Args:
+            x: starting points `[B, *event]`; if None, `n_samples` draws of N(0, I) of shape `dim`.
+            dim: event shape (an int for a vector), needed when x is None.
+            n_steps: how many steps to make.
+            n_samples: how many chains, when x is None.
+            thin: keep every thin-th state: n_steps // thin of them after the burn-in.
+            return_trajectory: return the kept states `[B, n_kept, *event]`.
+            return_diagnostics: return (samples, {"mean", "var", ...}), see `samplers.chain.run_chain`.
+            seed: an int in [0, 2^64), for the initial state and the noise.
+            generator: where to draw the seed from instead.
+            burn_in: steps before the first is counted for keeping.
+            progress: show a progress bar.
+
+        Returns:
+            The last state, or as the two flags say.
+
+        Raises:
+            TypeError: an argument of a wrong type, by name.
+            ValueError: x and dim are both missing, or a number is outside its range.
+        """
+        seed = resolve_seed(seed, generator)
+        if x is None:
+            if dim is None:
+                raise ValueError("give x (starting points) or dim (the shape of an event), got neither")
+            event = (dim,) if isinstance(dim, int) else tuple(dim)
+            shape = (_checks.count("n_samples", n_samples), *(_checks.count("dim", d) for d in event))
+            x = normal(shape, seed=seed, stream=Stream.INITIAL, dtype=self.dtype, device=self.device)
+        return langevin_dynamics(
+            self.score_fn,
+            x,
+            n_steps=n_steps,
+            thin=thin,
+            burn_in=burn_in,
+            return_trajectory=return_trajectory,
+            return_diagnostics=return_diagnostics,
+            seed=seed,
+            progress=progress,
+            **self._arguments,
+        )
+
+
+def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int) -> _checks.Score:
+    """Check what every sampler is given; the score function to call."""
+    _checks.batch("x", x)
+    _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
+    return _score(score_fn)
+
+
+def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
+    """None, or (low, high) with low < high."""
+    if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+        raise ValueError(f"clamp must be (low, high) with low < high, got {clamp}")
+    return clamp
+
+
+def _score(score_fn: Any) -> _checks.Score:
+    """A callable as it is; otherwise the `score` method of an object such as a target density."""
+    if not callable(score_fn) and callable(method := getattr(score_fn, "score", None)):
+        return method  # type: ignore[no-any-return]
+    _checks.callable_("score_fn", score_fn)
+    return score_fn  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""x' = x + a s + sqrt(2 a T) e in one pass over memory: 3 values moved an element, the noise made in registers."""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastscore_kernels import philox
+from fastscore_kernels.launch import device_of, tile_counters
+
+
+@triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
+def langevin_step_kernel(
+    out_ptr,
+    x_ptr,
+    score_ptr,
+    step_size_ptr,
+    n_chains,
+    n_features,
+    n_groups,
+    first_chain,
+    key_low,
+    key_high,
+    step,
+    temperature_ptr,
+    PER_FEATURE: tl.constexpr,
+    BLOCK_CHAINS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+):
+    """One tile of [BLOCK_CHAINS, BLOCK_GROUPS] counters; each gives the features g, G + g, 2 G + g and 3 G + g."""
+    DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    rows, groups = philox.tile(n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
+    w0, w1, w2, w3 = philox.words(key_low, key_high, 0, step, first_chain + rows, groups)
+    e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, DOUBLE)
+    two_t = 2.0 * tl.load(temperature_ptr).to(COMPUTE)
+    a = tl.load(step_size_ptr).to(COMPUTE)
+    offs = rows * n_features + groups
+    for lane in tl.static_range(4):
+        e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
+        feature = groups + lane * n_groups
+        mask = (rows < n_chains) & (groups < n_groups) & (feature < n_features)
+        offs_lane = offs + lane * n_groups
+        if PER_FEATURE:
+            a = tl.load(step_size_ptr + feature, mask=feature < n_features, other=0.0).to(COMPUTE)
+        x = tl.load(x_ptr + offs_lane, mask=mask, other=0.0).to(COMPUTE)
+        s = tl.load(score_ptr + offs_lane, mask=mask, other=0.0).to(COMPUTE)
+        tl.store(out_ptr + offs_lane, x + a * s + tl.sqrt(two_t * a) * e, mask=mask)
+
+
+def langevin_step(
+    x: torch.Tensor,
+    score: torch.Tensor,
+    step_size: torch.Tensor,
+    temperature: torch.Tensor,
+    seed: int,
+    step: int,
+    first_chain: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The next state of `[B, D]`; step_size is 0-dim or `[D]`, temperature 0-dim, both on the device.
+
+    `out` may be x itself: each element is read before it is written, by the same thread.
+    """
+    x, score, step_size = x.contiguous(), score.contiguous(), step_size.contiguous()
+    n_chains, n_features = x.shape
+    out = torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device) if out is None else out
+    n_groups = triton.cdiv(n_features, 4)
+    grid, options = tile_counters(n_chains, n_groups)
+    key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
+    with device_of(x):
+        langevin_step_kernel[grid](
+            out_ptr=out,
+            x_ptr=x,
+            score_ptr=score,
+            step_size_ptr=step_size,
+            n_chains=n_chains,
+            n_features=n_features,
+            n_groups=n_groups,
+            first_chain=first_chain,
+            key_low=key_low,
+            key_high=key_high,
+            step=low_step,
+            temperature_ptr=temperature,
+            PER_FEATURE=step_size.dim() == 1,
+            **options,
+        )
+    return out

@@ -1,0 +1,23 @@
+"""What every launcher needs: the right device, and how an array of counters is cut into programs."""
+
+import contextlib
+
+import torch
+import triton
+
+_TILE = 1024  # counters a program; at 4 warps 8 a thread, in flight together to hide the latency of memory
+
+
+def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Makes the device of x current (Triton launches on the current device); nothing to do on a CPU."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def tile_counters(n_chains: int, n_groups: int, tile: int = _TILE) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and launch options of a kernel over `[n_chains, n_groups]` counters, cut into powers of two."""
+    block_groups = min(tile, triton.next_power_of_2(n_groups))
+    block_chains = min(tile // block_groups, triton.next_power_of_2(n_chains))
+    programs = triton.cdiv(n_chains, block_chains) * triton.cdiv(n_groups, block_groups)
+    if programs >= 2**31 or n_groups >= 2**29:
+        raise ValueError(f"{n_chains} chains of {n_groups} counters exceed the grid of 2^31 programs")
+    return (programs,), {"BLOCK_CHAINS": block_chains, "BLOCK_GROUPS": block_groups, "num_warps": 4}
