@@ -2,8 +2,9 @@
 
 Measured on torch 2.13: a reverse pass over forward-mode tangents (`torch.func.jvp`, then `backward`) is *silently
 wrong* for layer_norm, instance_norm and several functions of linear algebra, whose tangents treat saved statistics or
-factors as constants; and the tangent of a `torch.library.custom_op` is silently zero. Values and first derivatives are
-right, so nothing warns. Normalisations are therefore written out, and the rest is left to reverse mode.
+factors as constants; and the tangent of a `torch.library.custom_op` is silently zero. So is a third reverse pass over
+layer_norm, which the gradient of a Laplacian needs. Values and lower derivatives are right, so nothing warns.
+Normalisations are therefore written out, and the rest is left to reverse mode.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class NoForwardRuleError(RuntimeError):
 class Watch(TorchFunctionMode):
     """Keeps the Jacobian of the functions called under it well defined and differentiable.
 
-    Refuses what couples the samples of a batch or draws a new function at every call, and sends attention to the one
-    backend with second derivatives. With `forward`, replaces or rejects what forward mode gets wrong.
+    Refuses what couples the samples of a batch or draws a new function at every call, sends attention to the backend
+    with second derivatives, and writes normalisations out. With `forward`, rejects what forward mode gets wrong.
 
     Raises:
         ValueError: Active dropout, BatchNorm in training mode.
@@ -45,13 +46,10 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CHECKED:
-            return _CHECKED[func](*args, **kwargs)
-        if self.forward:
-            if func in _WRITTEN_OUT:
-                return _WRITTEN_OUT[func](*args, **kwargs)
-            if func in _LEFT_TO_REVERSE or _foreign(func):
-                raise NoForwardRuleError(str(func))
+        if func in _REPLACED:
+            return _REPLACED[func](*args, **kwargs)
+        if self.forward and (func in _LEFT_TO_REVERSE or _foreign(func)):
+            raise NoForwardRuleError(str(func))
         return func(*args, **kwargs)
 
 
@@ -147,7 +145,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
-_CHECKED: dict[Any, Callable[..., Any]] = {
+_REPLACED: dict[Any, Callable[..., Any]] = {
     F.dropout: _inactive(F.dropout, True),
     F.dropout1d: _inactive(F.dropout1d, True),
     F.dropout2d: _inactive(F.dropout2d, True),
@@ -157,9 +155,6 @@ _CHECKED: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
-}
-
-_WRITTEN_OUT: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
