@@ -114,7 +114,7 @@ def sliced_score_matching(
     """Sliced score matching, `mean_k 1/2 (v_k' s)^2 + v_k' J v_k` with `E[v v'] = I` (Song et al. 2019).
 
     Its expectation over the probes is the implicit loss. `implicit_score_matching(trace="hutchinson")` with the same
-    seed has the same trace term and takes `|s|^2` exactly: less variance at the same price.
+    seed has the same trace term and takes `|s|^2` exactly, which is the variance-reduced form.
 
     Args:
         score_fn: As in `implicit_score_matching`; so are the arguments that follow.
