@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights
+from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights, transformed
 from fastscore.ops.mlp_functions import Probes as Probes
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -117,9 +117,10 @@ def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor
 
 def _loss(problem: Problem, weights: Weights, mlp: MLP, x: Tensor, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
     tensors = _flat(mlp, shifts, None)
-    if _fusable(x, tensors):
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
+    if recorded and _fusable(x, tensors):
         return cast(tuple[Tensor, Tensor, Tensor], Loss.apply(problem, weights, x, *tensors))  # type: ignore[no-untyped-call]
-    square, trace = weights.sums(problem, problem.plain(x, tensors))
+    square, trace = weights.sums(problem, _terms(problem, mlp, x, shifts, None))
     return weights.square * square + weights.trace * trace, square.detach(), trace.detach()
 
 
@@ -130,8 +131,7 @@ def _flat(mlp: MLP, shifts: Shifts, weight: Tensor | None) -> tuple[Tensor | Non
 
 def _fusable(x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
     """Whether plain eager tensors of one precise dtype ask for values and first derivatives, as far as can be seen."""
-    # The test that autograd.Function.apply itself makes; there is no public one.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transformed((x,)):
         return False
     if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or not len(x):
         return False

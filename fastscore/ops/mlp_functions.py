@@ -8,12 +8,13 @@ back to the plain meaning, which autograd differentiates to any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fastscore.ops import mlp_tiles, noise
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
@@ -127,7 +128,8 @@ class _Prepared:
             if need and key[0] in ("weight", "C"):
                 self.leaves[key] = leaf.requires_grad_()
         mlp, self.shifts, weight = problem.split(leaves)
-        with torch.enable_grad():
+        # Hooks of our own, which do nothing: activation checkpointing must not see this graph, which is used up here.
+        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
             self.form = problem.form(mlp, x, weight)
         self.graph = self.form.parameters
         self.form.parameters = tuple(parameter.detach() for parameter in self.graph)
@@ -186,10 +188,11 @@ def _vjp(
     return [next(found) if need else None for need in needs]
 
 
-def differentiable_again() -> bool:
-    """Whether what runs now may be differentiated or transformed from outside, which in-place tiles would break."""
-    # The test that autograd.Function.apply itself makes; there is no public one.
-    return torch.is_grad_enabled() or bool(torch._C._are_functorch_transforms_active())
+def transformed(tensors: Iterable[Tensor]) -> bool:
+    """Whether a transform of torch.func, or the vmap of `is_grads_batched`, looks on: tiles work in place, below it."""
+    # The tests that torch itself makes in autograd.Function.apply and in its printing; there are no public ones.
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    return bool(torch._C._are_functorch_transforms_active()) or any(legacy(tensor) for tensor in tensors)
 
 
 class Terms(torch.autograd.Function):
@@ -205,7 +208,7 @@ class Terms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         problem, (x, *tensors), needs = ctx.problem, ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if differentiable_again():
+        if torch.is_grad_enabled() or transformed(upstream):
             return None, *_vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
 
         def of_rows(rows: slice, _out: Tensor, _values: Outputs) -> tuple[Tensor, Outputs]:
@@ -222,23 +225,17 @@ class Loss(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, weights: Weights, x: Tensor, *tensors: Any) -> Outputs:
         ctx.problem, ctx.weights, needs = problem, weights, ctx.needs_input_grad[2:]
         parts: list[tuple[Tensor, Tensor]] = []
-        gradients: list[Tensor | None] = []
-        if any(needs):
-            count = problem.probes.count if problem.probes is not None else 1
+        count = problem.probes.count if problem.probes is not None else 1
 
-            def of_loss(_rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-                parts.append(weights.sums(problem, (out, *values)))
-                if problem.energy:
-                    score, laplacian = values
-                    return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace))
-                return out * (2 * weights.square), (None,)
+        def of_loss(_rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+            parts.append(weights.sums(problem, (out, *values)))
+            if problem.energy:
+                score, laplacian = values
+                return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace))
+            return out * (2 * weights.square), (None,)
 
-            scale = 1.0 if problem.energy else weights.trace / count
-            gradients = _differentiate(problem, x, tensors, needs, of_loss, scale)
-        else:
-            prepared = _Prepared(problem, x, tensors, needs[1:])
-            outputs = mlp_tiles.evaluate(prepared.mlp, x, prepared.shifts, prepared.form)
-            parts.append(weights.sums(problem, outputs))
+        scale = 1.0 if problem.energy else weights.trace / count
+        gradients = _differentiate(problem, x, tensors, needs, of_loss, scale)
         square, trace = (torch.stack(part).sum() for part in zip(*parts, strict=True))
         ctx.save_for_backward(x, *tensors, *gradients)
         ctx.mark_non_differentiable(square, trace)
@@ -247,8 +244,9 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem, weights, needs = ctx.problem, ctx.weights, ctx.needs_input_grad[2:]
-        inputs, gradients = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
-        if not differentiable_again():
+        saved = ctx.saved_tensors  # read once: checkpointing refuses a second time
+        inputs, gradients = saved[: len(needs)], saved[len(needs) :]
+        if not torch.is_grad_enabled() and not transformed((upstream,)):
             return None, None, *(None if gradient is None else gradient * upstream for gradient in gradients)
 
         def plain(x: Tensor, *tensors: Any) -> Outputs:
