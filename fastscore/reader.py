@@ -26,11 +26,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 import types
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,12 +106,21 @@ def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
     batch = x.shape[0]
     batched = cond is not None and cond.dim() > 0 and cond.shape[0] == batch
     rows = min(batch, _ROWS)
-    signature = (rows, x.shape[1:], x.dtype, x.device, x.requires_grad, torch.is_grad_enabled(), batched) + (
-        () if cond is None else (cond.shape[batched:], cond.dtype, cond.device, cond.requires_grad)
-    )
+    signature = (
+        rows,
+        x.shape[1:],
+        x.dtype,
+        x.device,
+        x.requires_grad,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        batched,
+    ) + (() if cond is None else (cond.shape[batched:], cond.dtype, cond.device, cond.requires_grad))
     key: Hashable = (signature, x.shape) if signature in entry.sized else signature
     if key in entry.programs:
-        return entry.programs[key]
+        program = entry.programs[key]
+        if program is None or not program.stale():
+            return program
     few = cond[:rows] if cond is not None and batched else cond
     program, sized = _record(fn, x[:rows], few, entry.snapshot) if key is signature else (None, True)
     if sized:
@@ -157,6 +168,7 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tupl
         for _ in range(2)
     ]
     devices = [x.device] if x.device.type == "cuda" else []
+    python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
         try:
@@ -167,6 +179,9 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tupl
             return None, True
         drawn = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
         same = all(torch.equal(a, b) for a, b in zip(states, drawn, strict=True))
+    same = same and python == random.getstate() and all(map(np.array_equal, legacy, np.random.get_state()))
+    random.setstate(python)
+    np.random.set_state(legacy)
     return (program if same else None), sized
 
 

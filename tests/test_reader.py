@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import gc
+import random
+import types
 import weakref
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -446,6 +450,87 @@ def test_changes_of_globals_closures_and_classes_are_seen(monkeypatch):
     check(module, x)
 
 
+class Config:
+    scale = 2.0
+
+
+HELPERS = types.ModuleType("helpers")
+exec("FACTOR = 2.0\ndef scaled(y):\n    return y * FACTOR", vars(HELPERS))
+
+
+class Derived(Loop):
+    def forward(self, x):
+        return super().forward(x) * 1.0
+
+    @property
+    def double(self):
+        return 2 * Config.scale
+
+
+def test_changes_further_away_are_seen(monkeypatch):
+    """State that the code reaches through classes, modules, objects, containers, properties and base classes."""
+    net, x = Derived(), data(B, D)
+    settings = types.SimpleNamespace(scales=[1.0, {"out": 3.0}])
+    net.out.weight.gain = 1.5
+    factors = collections.OrderedDict(a=1.0)
+
+    def fn(y):
+        inner = settings.scales[0] * getattr(net, "double")  # noqa: B009
+        return HELPERS.scaled(net(y)) * inner * settings.scales[1]["out"] * net.out.weight.gain * factors["a"]
+
+    first = check(fn, x)
+    assert read(fn, x) is first
+    monkeypatch.setattr(Config, "scale", 3.0)
+    check(fn, x)
+    monkeypatch.setattr(HELPERS, "FACTOR", 4.0)
+    check(fn, x)
+    settings.scales[0] = 5.0
+    check(fn, x)
+    settings.scales[1]["out"] = 6.0
+    check(fn, x)
+    net.out.weight.gain = 7.0
+    check(fn, x)
+    factors["a"] = 8.0
+    check(fn, x)
+    monkeypatch.setattr(Loop, "forward", lambda self, y: 9.0 * self.out(torch.tanh(self.layers[0](y))))
+    assert check(fn, x).mlp.activations == ("tanh",)
+    monkeypatch.setattr(HELPERS, "scaled", lambda y: -y)
+    check(fn, x)
+
+
+def test_second_reading_computes_nothing():
+    """The same object comes back, without one torch operation, for a network without a condition."""
+
+    class Count(torch.overrides.TorchFunctionMode):
+        operations = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            self.operations += isinstance(result, torch.Tensor)
+            return result
+
+    net, x, y = ScoreMLP(D, H), data(B, D), data(9, D)
+    first = read(net, x)
+    with Count() as count:
+        assert read(net, x) is first
+        assert read(net, y) is first
+    assert count.operations == 0
+
+
+def test_freezing_is_seen():
+    """A parameter behind a custom rule that was frozen when it was read, and is free now."""
+    net, x = Loop(), data(B, D)
+    net.requires_grad_(False)
+
+    def fn(y):
+        h = F.silu(F.linear(y, Straight.apply(net.layers[0].weight)))
+        return net.out(h)
+
+    check(fn, x)
+    net.requires_grad_(True)
+    assert read(fn, x) is None
+
+
 def test_training_mode_is_seen():
     net, x = sequential(nn.SiLU(), nn.Sequential(nn.SiLU(), nn.Dropout(0.5))), data(B, D)
     state = torch.get_rng_state()
@@ -538,6 +623,19 @@ class Noisy(Loop):
         return super().forward(x) + 0.0 * torch.randn(D)
 
 
+def importing(net):
+    def fn(x):
+        from colorsys import ONE_THIRD
+
+        return net(x) * ONE_THIRD
+
+    return fn
+
+
+def using(value, scale):
+    return lambda net: lambda x: net(x) * scale(value)
+
+
 def branches(condition):
     return lambda net: lambda x: net(x) if condition(x) else -net(x)
 
@@ -623,6 +721,16 @@ DECLINED = {
     "dropout": lambda net: Loop(nn.Dropout(0.5)),
     "functional dropout": lambda net: lambda x: net(F.dropout(x, 0.5)),
     "noise": lambda net: Noisy(),
+    "Python noise": lambda net: lambda x: net(x) if random.random() > 1e-9 else -net(x),
+    "NumPy noise": lambda net: lambda x: net(x) if np.random.rand() > 1e-9 else -net(x),
+    "NumPy generator": using(np.random.default_rng(0), lambda g: 1.0 if g.random() > 1e-9 else -1.0),
+    "Python generator": using(random.Random(0), lambda g: 1.0 if g.random() > 1e-9 else -1.0),
+    "iterator": using(iter([1.0] * 1000), next),
+    "array": using(np.array([2.0]), lambda a: float(a[0])),
+    "queue": using(collections.deque([2.0]), lambda a: a[0]),
+    "memory": using(functools.lru_cache(lambda n: n / 2), lambda f: f(3)),
+    "import": importing,
+    "eval": lambda net: lambda x: net(x) * eval("SCALE"),
     "state": lambda net: Counting(),
     "autocast": autocasting,
     "in place": in_place,

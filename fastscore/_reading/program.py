@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore._reading.record import DeclinedError, Recorder, Step, fill, refs_in
@@ -55,8 +56,13 @@ class Reading:
         return out if self.skip is None else out + self.skip * x
 
 
+_Layout = tuple[torch.Size, torch.dtype, torch.device]
+
+
 @dataclass(frozen=True)
 class Layer:
+    """One Linear layer: what its weight, its bias and the vectors added to it are."""
+
     weight: Ref
     bias: Ref | None
     shifts: tuple[Ref | float, ...]
@@ -74,6 +80,12 @@ class Program:
     residuals: tuple[bool, ...]
     scales: tuple[Scale, Scale, Scale]
     kind: str
+    trained: tuple[bool, ...]
+    _made: list[tuple[Reading, tuple[_Layout, ...]]] = field(default_factory=list, repr=False)
+
+    def stale(self) -> bool:
+        """Whether a tensor was frozen or freed since, so that a custom differentiation rule might have been missed."""
+        return bool(self.steps) and self.trained != tuple(leaf.requires_grad for _, leaf in self.leaves)
 
     def run(self, x: Tensor, cond: Tensor | None) -> Reading:
         """Return the reading for x and a condition.
@@ -81,6 +93,17 @@ class Program:
         Raises:
             DeclinedError: the parameters no longer fit x or each other.
         """
+        if self._made:
+            reading, layouts = self._made[0]
+            if layouts == tuple((leaf.shape, leaf.dtype, leaf.device) for _, leaf in self.leaves):
+                return reading
+            self._made.clear()
+        reading = self._run(x, cond)
+        if not self.steps and not any(layer.shifts for layer in self.layers):  # nothing in it is of this call
+            self._made.append((reading, tuple((leaf.shape, leaf.dtype, leaf.device) for _, leaf in self.leaves)))
+        return reading
+
+    def _run(self, x: Tensor, cond: Tensor | None) -> Reading:
         values: list[Any] = [None] * self.size
         if cond is not None:
             values[0] = cond
@@ -124,9 +147,11 @@ def assemble(recorder: Recorder, output: Affine, value: Tensor) -> Program | Non
         if step.index in wanted:
             steps.append(step)
             wanted |= {ref.index for ref in refs_in((step.arguments, step.keywords))}
+    used = tuple((index, tensor) for index, tensor in recorder.leaves if index in wanted)
     return Program(
         size=len(recorder.values),
-        leaves=tuple((index, tensor) for index, tensor in recorder.leaves if index in wanted),
+        leaves=used,
+        trained=tuple(tensor.requires_grad for _, tensor in used),
         steps=tuple(reversed(steps)),
         layers=tuple(reversed(layers)),
         activations=tuple(reversed(activations)),

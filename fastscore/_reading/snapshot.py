@@ -13,8 +13,11 @@ import enum
 import functools
 import inspect
 import operator
+import random
 import types
 import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -29,11 +32,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {*_HOOKS, *_CONTENTS} | {"_compiled_call_impl"}
 _CONSTANTS = (
-    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), type, slice, range, enum.Enum, np.generic),
+    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, enum.Enum, np.generic),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.finfo),
-    *(types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType),
-    *(types.GetSetDescriptorType, np.ufunc),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, np.ufunc),
+    *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
 )
+_IMPLICIT = ("__call__", "__getattr__", "__getattribute__")
+_DYNAMIC = frozenset({"eval", "exec", "globals", "locals", "vars", "__import__", "compile", "input", "open"})
 
 
 class UnwatchableError(Exception):
@@ -56,9 +61,8 @@ class Snapshot:
             UnwatchableError: some of it cannot be watched.
         """
         self.tensors: dict[int, Tensor] = {}
-        self._dicts: list[dict[Any, Any]] = []
+        self._contents: list[Iterable[Any]] = []  # live views of dicts, and lists and sets themselves
         self._hooks: list[dict[Any, Any]] = []
-        self._sequences: list[Any] = []
         self._cells: list[types.CellType] = []
         self._names: list[tuple[dict[str, Any], str]] = []
         self._class_names: list[tuple[type, str]] = []
@@ -74,18 +78,17 @@ class Snapshot:
             return False
         try:
             now = self._now()
-        except (AttributeError, ValueError):  # a deleted class attribute, an emptied cell
+        except ValueError:  # a closure cell was emptied
             return False
         return len(now) == len(self._expected) and all(map(operator.is_, now, self._expected))
 
     def _now(self) -> list[object]:
         functions = [function() for function in self._functions]
         return [
-            *chain.from_iterable(map(dict.values, self._dicts)),
-            *chain.from_iterable(self._sequences),
+            *chain.from_iterable(self._contents),
             *[cell.cell_contents for cell in self._cells],
             *[names.get(name) for names, name in self._names],
-            *[getattr(owner, name) for owner, name in self._class_names],
+            *[vars(owner).get(name) for owner, name in self._class_names],
             *[None if function is None else function.__code__ for function in functions],
         ]
 
@@ -99,23 +102,31 @@ class Snapshot:
             if type(value) not in (Tensor, nn.Parameter):
                 raise UnwatchableError(f"a tensor of type {type(value).__name__}")
             self.tensors[id(value)] = value
+            if vars(value):
+                self._visit(vars(value))
         elif isinstance(value, nn.Module):
             self._visit_module(value)
         elif isinstance(value, types.FunctionType):
             self._visit_function(value)
+        elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            if not isinstance(value.__self__, types.ModuleType):
+                self._visit(value.__self__)
+        elif isinstance(value, type):
+            if not _trusted(value.__module__) and not issubclass(value, enum.Enum):
+                self._visit_class(value, *vars(value))
         elif isinstance(value, types.MethodType):
             self._visit(value.__func__)
             self._visit(value.__self__)
         elif isinstance(value, functools.partial):
             self._visit_all(value.func, value.args, value.keywords)
         elif isinstance(value, dict):
-            self._dicts.append(value)
-            self._visit_all(*value.values())
+            self._contents.append(value.values())
+            self._visit_container(value, value.values())
         elif isinstance(value, (list, set)):
-            self._sequences.append(value)
-            self._visit_all(*value)
+            self._contents.append(value)
+            self._visit_container(value, value)
         elif isinstance(value, (tuple, frozenset)):
-            self._visit_all(*value)
+            self._visit_container(value, value)
         elif isinstance(value, types.ModuleType):
             if not _trusted(value.__name__):
                 raise UnwatchableError(f"the module {value.__name__}")
@@ -126,6 +137,11 @@ class Snapshot:
         for value in values:
             self._visit(value)
 
+    def _visit_container(self, container: object, items: Iterable[object]) -> None:
+        self._visit_all(*items)
+        if hasattr(container, "__dict__") and not isinstance(container, OrderedDict):
+            self._visit_object(container)
+
     def _visit_module(self, module: nn.Module) -> None:
         kind = type(module)
         if kind.__module__.startswith("torch.") and not kind.__module__.startswith(_TRUSTED_MODULES):
@@ -133,19 +149,20 @@ class Snapshot:
         attributes = vars(module)
         if any(attributes.get(name) for name in _HOOKS) or attributes.get("_compiled_call_impl") is not None:
             raise UnwatchableError("a module with hooks, or compiled in place")
-        self._dicts.append(attributes)
+        self._contents.append(attributes.values())
         self._hooks += [attributes[name] for name in _HOOKS]
         for name, value in attributes.items():
             if name not in _HOOKS and name not in _BOOKKEEPING:
                 self._visit(value)
-        self._visit_class(kind, "forward", "__call__")
+        self._visit_class(kind, "forward", *_IMPLICIT)
 
     def _visit_object(self, value: object) -> None:
         """A plain Python object: its attributes, and its class from `__call__` on."""
         kind = type(value)
-        if not hasattr(value, "__dict__") or not kind.__flags__ & (1 << 9) or _trusted(kind.__module__):
+        slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+        if not hasattr(value, "__dict__") or slots or _trusted(kind.__module__) or isinstance(value, random.Random):
             raise UnwatchableError(f"an object of type {kind.__name__}")
-        self._dicts.append(vars(value))
+        self._contents.append(vars(value).values())
         self._visit_all(*vars(value).values())
         self._visit_class(kind, *(name for name, item in vars(kind).items() if inspect.isfunction(item)))
 
@@ -157,20 +174,16 @@ class Snapshot:
             if name in done or not hasattr(kind, name):
                 continue
             done.add(name)
-            owner = next((base for base in kind.__mro__ if name in vars(base)), object)
-            item = vars(owner).get(name)
-            if owner is object or item is None or owner is nn.Module:
-                continue
-            if not isinstance(item, classmethod):
-                self._class_names.append((kind, name))
-            getters = [item.fget] if isinstance(item, property) else [getattr(item, "__func__", item)]
-            for getter in getters:
-                if isinstance(getter, types.FunctionType):
-                    self._visit(getter)
-                    if not _trusted(getter.__module__):
-                        waiting += getter.__code__.co_names
-                elif not isinstance(getter, (types.MemberDescriptorType, types.GetSetDescriptorType)):
-                    self._visit(getter)
+            for base in kind.__mro__:
+                if base in (object, nn.Module) or name not in vars(base):
+                    continue
+                item = vars(base)[name]
+                self._class_names.append((base, name))
+                getter = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
+                self._visit(getter)
+                if isinstance(getter, types.FunctionType) and not _trusted(getter.__module__):
+                    waiting += getter.__code__.co_names
+                    waiting += dir(kind) if "getattr" in getter.__code__.co_names else []
 
     def _visit_function(self, function: types.FunctionType) -> None:
         if _trusted(function.__module__):
@@ -186,9 +199,13 @@ class Snapshot:
             self._visit(content)
         names = function.__globals__
         for code in _codes(function.__code__):
-            for name in {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}:
-                if name in names:
-                    self._visit_global(names, name, code)
+            used: dict[str, set[str]] = defaultdict(set)
+            for instruction in dis.get_instructions(code):
+                used[instruction.opname].add(str(instruction.argval))
+            if used["LOAD_GLOBAL"] & _DYNAMIC or not all(map(_trusted, used["IMPORT_NAME"])):
+                raise UnwatchableError(f"{function.__name__} looks up or imports what cannot be foreseen")
+            for name in used["LOAD_GLOBAL"] & names.keys():
+                self._visit_global(names, name, code)
 
     def _visit_global(self, names: dict[str, Any], name: str, code: types.CodeType) -> None:
         self._names.append((names, name))
