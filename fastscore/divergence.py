@@ -6,20 +6,17 @@ the Laplacian of E. Samples are assumed independent: row b of the output depends
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastscore import _checks, noise
+from fastscore import _checks, _structured, noise
 from fastscore._forms import Forms, Probes, Twice, basis, forms, wide
 from fastscore._products import Aux
-
-EXACT_FEATURES = 64
-"""`trace="auto"` is exact for events of up to this many features: D tangents, where a probe is one."""
+from fastscore._structured import EXACT_FEATURES as EXACT_FEATURES
+from fastscore._structured import Request, check, features
 
 
 class Divergence(NamedTuple):
@@ -29,7 +26,9 @@ class Divergence(NamedTuple):
         score: `s(x)`, `[B, *event]`.
         trace: `tr ds/dx` or its estimate, `[B]`; float32 where x is in half precision.
         stderr: Standard error of the estimate `[B]`, detached; None where the trace is exact or has a single probe.
-        method: What ran: "exact-jvp", "exact-vjp", "hutchinson-jvp" or "hutchinson-vjp".
+        method: What ran. Any callable: "exact-jvp", "exact-vjp", "hutchinson-jvp" or "hutchinson-vjp" (forward-mode
+            products, or reverse-mode where an operator has no forward rule). A recognised MLP: "closed-form" (one or
+            two hidden layers), "tangents" (more), "hutchinson-dual", or "forward-laplacian" (the score of an energy).
     """
 
     score: Tensor
@@ -79,10 +78,12 @@ def divergence(
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
         x: Points `[B, *event]`, D features each.
         cond: Passed on as it is; where the batch is cut, a tensor whose first dimension is B is cut with it.
-        trace: "exact", "hutchinson", or "auto": exact up to `EXACT_FEATURES` features, else Hutchinson.
+        trace: "exact", "hutchinson", or "auto": exact where there is a closed form or up to `EXACT_FEATURES` features,
+            else Hutchinson.
         n_probes: K, the probes of Hutchinson's estimate.
         probe: "rademacher" or "normal".
-        chunk_size: Rows worked on at a time (recomputed in the backward); by a memory budget when not given.
+        chunk_size: Rows worked on at a time (recomputed in the backward); by a memory budget when not given. A
+            recognised network chooses its own tiles.
         seed: Seed of the probes, an int in [0, 2^64); probe k of row b depends on (seed, k, b) alone.
         generator: Draws the seed instead; with neither, torch's default CPU generator does.
         weight: C, `[D, D]` or `[B, D, D]`.
@@ -102,6 +103,9 @@ def divergence(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
     how.check("score_fn", score_fn, x)
+    fast = _structured.score(score_fn, x, cond, how)
+    if fast is not None:
+        return Divergence(fast.score, fast.traces.mean(0), _standard_error(fast.traces.detach()), fast.method)
     found, total, stderr, method = _trace(_score(score_fn), x, cond, how)
     return Divergence(found.value, total, stderr, method)
 
@@ -124,8 +128,8 @@ def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size
         tensor([[[2., 0.],
                  [0., 6.]]])
     """
-    _check("score_fn", score_fn, x, chunk_size)
-    found = forms(_score(score_fn), x, cond, basis, _features(x), chunk_size=chunk_size, whole=True)
+    check("score_fn", score_fn, x, chunk_size)
+    found = forms(_score(score_fn), x, cond, basis, features(x), chunk_size=chunk_size, whole=True)
     stacked = found.kept.flatten(2)  # [D, B, D]: columns of J in forward mode, rows in reverse mode
     return stacked.permute(1, 2, 0) if found.mode == "jvp" else stacked.permute(1, 0, 2)
 
@@ -170,35 +174,12 @@ def laplacian(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
     how.check("energy_fn", energy_fn, x)
+    reading = _structured.read(energy_fn, x, cond, ("energy",))
+    fast = None if reading is None else _structured.energy(reading, x, how)
+    if fast is not None and fast.energy is not None:
+        return Laplacian(fast.energy, fast.score, -fast.traces[0], None, fast.method)
     found, total, stderr, method = _trace(_gradient(energy_fn), x, cond, how)
     return Laplacian(found.aux[0], -found.value, total, stderr, method)
-
-
-@dataclass(frozen=True)
-class Request:
-    """How a trace is wanted: the arguments that `divergence` and `laplacian` share, under the same names."""
-
-    trace: str
-    n_probes: int
-    probe: str
-    chunk_size: int | None
-    seed: int | None
-    generator: torch.Generator | None
-    weight: Tensor | None = None
-
-    def check(self, name: str, fn: object, x: Tensor) -> None:
-        """Refuse what cannot be right, before any work."""
-        _check(name, fn, x, self.chunk_size)
-        _checks.choice("trace", self.trace, ("auto", "exact", "hutchinson"))
-        _checks.choice("probe", self.probe, ("rademacher", "normal"))
-        _checks.count("n_probes", self.n_probes, minimum=1)
-        if self.weight is None:
-            return
-        _checks.floating("weight", self.weight)
-        _checks.same_device("weight", self.weight, "x", x)
-        b, d = x.shape[0], _features(x)
-        if tuple(self.weight.shape) not in ((d, d), (b, d, d)):
-            raise ValueError(f"weight must have shape [{d}, {d}] or [{b}, {d}, {d}], got {list(self.weight.shape)}")
 
 
 def _trace(
@@ -206,8 +187,8 @@ def _trace(
 ) -> tuple[Forms, Tensor, Tensor | None, str]:
     """The forms along the directions that `how` asks for, their total, its standard error and the method's name."""
     weight = None if how.weight is None else how.weight.to(x.dtype)
-    if how.trace == "exact" or (how.trace == "auto" and _features(x) <= EXACT_FEATURES):
-        found = forms(function, x, cond, basis, _features(x), weight=weight, chunk_size=how.chunk_size)
+    if how.exact(x):
+        found = forms(function, x, cond, basis, features(x), weight=weight, chunk_size=how.chunk_size)
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
     probes = Probes(how.probe, noise.resolve_seed(how.seed, how.generator))
     found = forms(function, x, cond, probes, how.n_probes, weight=weight, chunk_size=how.chunk_size)
@@ -253,10 +234,6 @@ def _gradient(energy_fn: _checks.Score) -> Callable[[Any], Twice]:
     return function
 
 
-def _features(x: Tensor) -> int:
-    return math.prod(x.shape[1:])
-
-
 def _energy(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
     """The energies `[B]`, checked."""
     energy = energy_fn(x) if cond is None else energy_fn(x, cond)
@@ -267,10 +244,3 @@ def _energy(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
             f"energy_fn must return one energy a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(energy.shape)}"
         )
     return energy.reshape(x.shape[0])
-
-
-def _check(name: str, fn: object, x: Tensor, chunk_size: int | None) -> None:
-    _checks.callable_(name, fn)
-    _checks.batch("x", x)
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, minimum=1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastscore import _checks, noise
 from fastscore._forms import Probes, wide
-from fastscore.divergence import Request, divergence
+from fastscore._structured import Request
+from fastscore.divergence import divergence
 
 _CONVENTIONS = {"half": 1.0, "fisher": 2.0}
 _REDUCTIONS = ("mean", "sum", "none")
