@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fastscore import _checks
 from fastscore.reference.activations import ACTIVATIONS, Activation
@@ -185,6 +186,8 @@ class EnergyMLP(_MLP):
         The reverse pass is written out, `g_L = W_{L+1}`, `g_{l-1} = (g_l * phi'(z_l)) W_l`, `s = -g_0`, in ordinary
         torch operations: it needs no graph, works under `torch.no_grad`, and can be differentiated and compiled.
         """
+        if has_torch_function_unary(x):  # the reader is recording: it takes this call as one operation
+            return handle_torch_function(EnergyMLP.score, (x,), self, x, cond)
         rows = self._flat(x)
         _, slopes = self._preactivations(rows, self.shifts(cond, rows), 1)
         *hidden, last = self._linears()

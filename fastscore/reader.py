@@ -24,7 +24,6 @@ or distributed modules, tensor subclasses, and calls inside `torch.func` transfo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 import types
@@ -37,10 +36,10 @@ import torch
 from torch import Tensor
 
 from fastscore._reading.program import Program, Reading, assemble
-from fastscore._reading.record import DeclinedError, Recorder
+from fastscore._reading.record import Call, DeclinedError, Recorder
 from fastscore._reading.rules import RULES
 from fastscore._reading.snapshot import Snapshot, UnwatchableError
-from fastscore._reading.symbols import Affine
+from fastscore._reading.symbols import OPAQUE, Affine, Descent, Input, Symbol
 from fastscore.networks import EnergyMLP
 
 __all__ = ["Reading", "read"]
@@ -59,6 +58,16 @@ class _Entry:
         self.sized: set[Hashable] = set()
 
 
+def _energy_score(call: Call) -> Symbol:
+    """`EnergyMLP.score(net, x, cond)`, of x itself: minus the gradient of what `forward` returns."""
+    with call.recorder:
+        value = EnergyMLP.forward(*call.tensors)
+    energy = call.recorder.symbol(value)
+    whole = isinstance(call.args[1], Input) and call.args[1].scale is None
+    return Descent(energy) if whole and isinstance(energy, Affine) else OPAQUE
+
+
+_RULES = {**RULES, EnergyMLP.score: _energy_score}
 _cache: dict[int, tuple[weakref.ref[Any], dict[object, _Entry]]] = {}
 
 
@@ -66,27 +75,21 @@ def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Re
     """Return `fn` as an MLP for these arguments, or None where it is not known to be one.
 
     Args:
-        fn: `fn(x)`, or `fn(x, cond)` where cond is given: a score shaped like x, or an energy `[B]`. The bound method
+        fn: `fn(x)`, or `fn(x, cond)` where cond is given: a score shaped like x, or an energy `[B]`. A call of
             `EnergyMLP.score` is read as its energy.
         x: `[B, *event]`, floating point. Its values are not looked at.
         cond: a tensor that fn takes as its second argument.
+
+    Returns:
+        The reading for this x and cond, with everything in it live, or None.
     """
     if torch.compiler.is_compiling() or not _readable(x, cond):
         return None
-    target: Any = fn
-    energy = isinstance(fn, types.MethodType) and fn.__func__ is EnergyMLP.score
-    if isinstance(fn, types.MethodType) and energy:
-        target = fn.__self__
-        if type(target).forward is not EnergyMLP.forward or "forward" in vars(target):
-            return None
     try:
-        program = _program(target, x, cond)
-        reading = None if program is None else program.run(x, cond)
+        program = _program(fn, x, cond)
+        return None if program is None else program.run(x, cond)
     except (DeclinedError, UnwatchableError):
         return None
-    if reading is None or (energy and reading.kind != "energy"):
-        return None
-    return dataclasses.replace(reading, kind="energy_score") if energy else reading
 
 
 def _readable(x: Tensor, cond: object) -> bool:
@@ -191,14 +194,14 @@ def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tu
         given = None if cond is None else cond.detach().clone()
         if given is not None:
             given.requires_grad_(given.is_floating_point())
-        recorder = Recorder(point, given, snapshot.tensors, RULES)
+        recorder = Recorder(point, given, snapshot.tensors, _RULES)
         try:
             with recorder:
                 output = fn(point) if given is None else fn(point, given)
             symbol = recorder.symbol(output) if isinstance(output, Tensor) and recorder.reason is None else None
         except DeclinedError:
             symbol = None
-        if recorder.reason is not None or not isinstance(symbol, Affine):
+        if recorder.reason is not None or not isinstance(symbol, (Affine, Descent)):
             return None, False
         program = assemble(recorder, symbol, output)
         return program, recorder.sized and program is not None
@@ -206,7 +209,13 @@ def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tu
 
 def _agrees(program: Program, fn: Any, x: Tensor, cond: Tensor | None) -> bool:
     """Whether the program's value is the callable's own."""
-    mine = program.run(x, cond).value(x.flatten(1)).detach()
+    reading, rows = program.run(x, cond), x.detach().flatten(1)
+    if reading.kind == "energy_score":
+        with torch.enable_grad():
+            rows.requires_grad_()
+            mine = torch.autograd.grad(reading.value(rows).sum(), rows)[0].neg()
+    else:
+        mine = reading.value(rows).detach()
     theirs = (fn(x) if cond is None else fn(x, cond)).detach().reshape(mine.shape)
     bound = _TOLERANCE[x.dtype] * (1 + float(theirs.abs().max()))
     return float((mine - theirs).abs().max()) <= bound

@@ -75,6 +75,16 @@ def check(fn, x, cond=None, parameters=(), kind="score"):
     return reading
 
 
+def check_energy_score(fn, x, cond=None):
+    """The reading's energy has minus fn for its gradient."""
+    for _ in range(2):
+        reading = read(fn, x, cond)
+        assert reading is not None and reading.kind == "energy_score" and reading.is_plain
+        rows = x.flatten(1).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(reading.value(rows).sum(), rows)
+        torch.testing.assert_close(-gradient.reshape(x.shape), call(fn, x, cond), rtol=1e-12, atol=1e-12)
+
+
 # ways to write it
 
 
@@ -254,11 +264,21 @@ def test_energies():
     check(lambda y: own(y).squeeze(-1), x, kind="energy")
     check(lambda y: own(y)[:, 0] / 2, x, kind="energy")
 
+    check_energy_score(energy.score, x, t)
+    check_energy_score(lambda y: energy.score(y, t), x)
+    check_energy_score(lambda y: energy.score(y, cond=torch.tensor(0.3)).reshape(B, D), x)
+    for fn in (lambda y: energy.score(y / 2, t), lambda y: -energy.score(y, t), lambda y: energy.score(y, t) + y):
+        assert read(fn, x) is None
+
+
+def test_energy_score_does_not_depend_on_an_overridden_forward():
     class Other(EnergyMLP):
         def forward(self, x, cond=None):
             return super().forward(x, cond) + x.square().sum(-1)
 
-    assert read(Other(D, H).score, x) is None
+    net = Other(D, H)
+    check_energy_score(net.score, data(B, D))
+    assert read(net, data(B, D)) is None
 
 
 def test_images():

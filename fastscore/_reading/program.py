@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore._reading.record import DeclinedError, Recorder, Step, fill, refs_in
-from fastscore._reading.symbols import Affine, Hidden, Input, Ref, Scale
+from fastscore._reading.symbols import Affine, Descent, Hidden, Input, Ref, Scale
 from fastscore.reference.mlp import MLP, forward
 
 
@@ -123,10 +123,10 @@ class Program:
         return Reading(mlp, shifts, in_scale, out_scale, skip, self.kind)
 
 
-def assemble(recorder: Recorder, output: Affine, value: Tensor) -> Program | None:
+def assemble(recorder: Recorder, symbol: Affine | Descent, value: Tensor) -> Program | None:
     """The chain of layers below an output, as a program."""
     layers, activations, residuals = [], [], []
-    z = output
+    z = output = symbol.energy if isinstance(symbol, Descent) else symbol
     layers.append(Layer(z.weight, z.bias, z.shifts))
     while isinstance(z.base, Hidden):
         hidden, z = z.base, z.base.z
@@ -135,6 +135,8 @@ def assemble(recorder: Recorder, output: Affine, value: Tensor) -> Program | Non
         residuals.append(hidden.residual)
     x = recorder.x
     kind = "score" if value.shape == x.shape else "energy" if value.shape == x.shape[:1] else None
+    if isinstance(symbol, Descent):
+        kind = "energy_score" if kind == "score" else None
     if kind is None or not activations or not isinstance(z.base, Input):
         return None
     scales = (z.base.scale, output.scale, output.skip)
@@ -180,6 +182,8 @@ def _shift(x: Tensor, width: int, terms: list[Tensor | float]) -> Tensor:
     """The sum of what is added to a preactivation, `[B, width]`."""
     total = sum(terms[1:], start=terms[0])
     rows = total.to(x.dtype) if isinstance(total, Tensor) else x.new_full((1, 1), total)
+    if rows.dim() == 2 and rows.shape[0] not in (1, x.shape[0]):
+        raise DeclinedError("what is added has another number of rows than x")
     return rows.expand(x.shape[0], width)
 
 
@@ -187,4 +191,6 @@ def _scale(x: Tensor, scale: Tensor | float | None) -> Tensor | None:
     """A factor as `[B, 1]` or `[1, 1]`, or None."""
     if scale is None:
         return None
+    if isinstance(scale, Tensor) and scale.shape[0] not in (1, x.shape[0]):
+        raise DeclinedError("a factor has another number of rows than x")
     return scale.to(x.dtype) if isinstance(scale, Tensor) else x.new_full((1, 1), scale)

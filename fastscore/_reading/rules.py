@@ -76,7 +76,7 @@ def plain(recorder: Recorder, z: Affine) -> Affine | None:
     return Affine(z.base, weight, bias, shifts)
 
 
-def _two(call: Call) -> tuple[Any, Any] | None:
+def _two(call: Call) -> tuple[Any, ...] | None:
     """The two operands of an elementwise operation without options, or None."""
     return (call.args[0], call.args[1]) if len(call.args) == 2 and not call.keywords else None
 
@@ -114,13 +114,16 @@ def _add(call: Call) -> Symbol:
 
 
 def _sub(call: Call) -> Symbol:
-    operands = _two(call)
-    return OPAQUE if operands is None else _sum(call, operands[0], _negated(call.recorder, operands[1]))
+    return _difference(call, _two(call))
 
 
 def _rsub(call: Call) -> Symbol:
     operands = _two(call)
-    return OPAQUE if operands is None else _sum(call, operands[1], _negated(call.recorder, operands[0]))
+    return _difference(call, operands and operands[::-1])
+
+
+def _difference(call: Call, operands: tuple[Any, ...] | None) -> Symbol:
+    return OPAQUE if operands is None else _sum(call, operands[0], _negated(call.recorder, operands[1]))
 
 
 def _negated(recorder: Recorder, value: Any) -> Any:
@@ -195,11 +198,10 @@ def _matmul(call: Call) -> Symbol:
 
 
 def _addmm(call: Call) -> Symbol:
-    if len(call.args) != 3 or call.keywords or not isinstance(call.args[0], Ref) or not isinstance(call.args[2], Ref):
+    bias, h, weight = call.args
+    if call.keywords or not (isinstance(bias, Ref) and isinstance(weight, Ref)) or call.tensors[0].dim() != 1:
         return OPAQUE
-    if call.tensors[0].dim() != 1:
-        return OPAQUE
-    return _affine(call, call.args[1], call.tensors[1], call.recorder.emit(torch.t, call.args[2]), call.args[0])
+    return _affine(call, h, call.tensors[1], call.recorder.emit(torch.t, weight), bias)
 
 
 def _cat(call: Call) -> Symbol:
@@ -244,10 +246,8 @@ def _sigmoid(call: Call) -> Symbol:
 
 def _same(call: Call) -> Symbol:
     """The rows are the same values in the same order, whatever their shape."""
-    value = call.tensors[0]
-    if call.result.dim() == 0 or value.dim() == 0 or call.result.shape[0] != value.shape[0]:
-        return OPAQUE
-    if call.result.shape[1:].numel() != value.shape[1:].numel():
+    new, old = call.result.shape, call.tensors[0].shape
+    if len(new) == 0 or len(old) == 0 or new[0] != old[0] or new[1:].numel() != old[1:].numel():
         return OPAQUE
     sizes = [s for s in torch.utils._pytree.tree_leaves(call.args[1:]) if s == call.recorder.rows]
     call.recorder.sized |= bool(sizes) and not call.recorder.trusted

@@ -63,9 +63,16 @@ class Cat:
 
 
 @dataclass(frozen=True, eq=False)
+class Descent:
+    """`-grad energy(x)`: what an energy network's own score returns."""
+
+    energy: Affine
+
+
+@dataclass(frozen=True, eq=False)
 class Opaque:
     """Something that depends on x in a way that no closed form here covers."""
 
 
 OPAQUE = Opaque()
-Symbol = Input | Affine | Gate | Hidden | Cat | Opaque
+Symbol = Input | Affine | Gate | Hidden | Cat | Descent | Opaque
