@@ -388,6 +388,69 @@ def test_dtypes(dtype):
     assert read(net, data(B, D).to(torch.float16), data(B).abs().to(torch.float16)) is None
 
 
+class Random(nn.Module):
+    """An architecture drawn at random: the event, depth, activations, residuals, conditions, scales and spellings."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.event = draw.choice([(3,), (2, 2), (4,), (1,), (1, 2, 3)])
+        width, depth, dim = draw.choice([2, 4, 5]), draw.choice([1, 2, 3]), int(np.prod(self.event))
+        self.style = draw.choice(["none", "cat", "first", "every", "constant"])
+        self.columns = draw.choice([1, 2])
+        more = {"cat": self.columns, "constant": 1}.get(self.style, 0)
+        self.layers = nn.ModuleList(
+            nn.Linear(width if i else dim + more, width, bias=draw.random() < 0.7) for i in range(depth)
+        )
+        self.out = nn.Linear(width, dim, bias=draw.random() < 0.7)
+        self.embed = nn.Sequential(nn.Linear(self.columns, width), nn.ReLU(), nn.Linear(width, width))
+        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+        self.activations = [draw.choice(SPELLINGS) for _ in range(depth)]
+        self.residuals = [i > 0 and draw.random() < 0.4 for i in range(depth)]
+        self.flat, self.swap = draw.choice(["flatten", "view", "reshape"]), draw.random() < 0.5
+        self.before, self.after = draw.choice(["", "number", "row"]), draw.choice(["", "-", "/", "skip", "-x", "1-"])
+
+    @property
+    def conditional(self):
+        return self.style in ("cat", "first", "every")
+
+    def forward(self, x, cond=None):
+        rows = {"flatten": x.flatten(1), "view": x.view(x.shape[0], -1), "reshape": x.reshape(len(x), -1)}[self.flat]
+        column = torch.zeros(1, 1) if cond is None else cond.reshape(-1, self.columns)
+        h = {"": rows, "number": rows * 0.7, "row": rows / (1 + column[:, :1] ** 2).sqrt()}[self.before]
+        if self.style == "cat":
+            h = torch.cat([h, column] if self.swap else [column, h], -1)
+        elif self.style == "constant":
+            h = torch.cat((h, torch.full((x.shape[0], 1), 0.3)), dim=1)
+        for i, layer in enumerate(self.layers):
+            z = layer(h)
+            if self.style == "every" or (self.style == "first" and i == 0):
+                u = self.maps[i](self.embed(column))
+                z = z + u if self.swap else u + z
+            new = self.activations[i](z)
+            h = (h + new if self.swap else new + h) if self.residuals[i] else new
+        out = self.out(h)
+        out = {
+            **{"": out, "-": -out, "/": out / column[:, :1].exp()},
+            **{"skip": 0.3 * rows + out * 2, "-x": out - rows, "1-": 1 - out},
+        }[self.after]
+        return out.view_as(x) if self.swap else out.reshape(x.shape)
+
+
+SPELLINGS = [
+    *(F.silu, torch.tanh, F.softplus, F.gelu, F.softsign, torch.sin, nn.SiLU(), nn.Tanh(), nn.GELU("tanh")),
+    *(lambda z: z * torch.sigmoid(z), lambda z: z.sigmoid().mul(z), lambda z: torch.sin(3.0 * z)),
+]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_architectures(seed):
+    draw = random.Random(seed)
+    net = Random(draw)
+    for batch in draw.sample([1, 2, 3, 4, 5, 7], 3):
+        cond = data(batch, net.columns, seed=batch) if net.conditional else None
+        check(net, data(batch, *net.event, seed=seed), cond, tuple(net.parameters()))
+
+
 # what changes is seen
 
 
@@ -760,6 +823,9 @@ DECLINED = {
     "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(nn.Linear(D, D)),
     "generator": lambda net: functools.partial(lambda g, x: net(x), torch.Generator()),
     "autograd inside": lambda net: lambda x: torch.autograd.grad(net(x).sum(), x)[0],
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "compiled in place": lambda net: net.compile(backend="eager") or net,
+    "data parallel": lambda net: nn.DataParallel(net),
     "wrong shape": lambda net: nn.Sequential(nn.Linear(D, H), nn.SiLU(), nn.Linear(H, 2)),
     "a tuple": lambda net: lambda x: (net(x), net(x)),
     "an error": lambda net: lambda x: net(x[:, :2]),
