@@ -109,6 +109,7 @@ def fit(data: Digits, centre: Tensor, sigmas: Tensor, settings: Settings) -> Tra
 
     def loss(points: Tensor, sigma: Tensor) -> Tensor:
         losses = implicit_score_matching(network, points, cond=sigma, trace="exact", reduction="none")
+        assert isinstance(losses, Tensor)
         return (sigma.square() * losses).mean()
 
     def loss_of_a_batch() -> Tensor:
@@ -164,7 +165,7 @@ def run(seed: int, settings: Settings) -> tuple[dict[str, Any], pictures.DigitPi
     report = {
         "settings": asdict(settings),
         "sigmas": sigmas.tolist(),
-        "final_loss": {"training": sum(trained.losses[-100:]) / 100, "held_out": trained.checkpoints[-1][1]},
+        "final_loss": {"training": trained.recent_loss(), "held_out": trained.checkpoints[-1][1]},
         "quality": asdict(quality),
         "seconds": {
             "training": fitted - began,

@@ -20,7 +20,7 @@ from fastscore.targets import GaussianMixture
 
 EXTENT = 5.0  # the square that is drawn, and that the chains start in
 MODES, RADIUS, STD = 8, 3.0, 0.5
-HELD_OUT = 20_000  # samples to watch the training by, and as many to judge it by
+WATCHED, FRESH = 4000, 20_000  # samples to watch the training by, and to judge it by
 THIN = 5  # steps between two states that are kept of a chain
 DRAWN_STEPS = 1000  # of each of the Langevin chains that are drawn
 
@@ -64,10 +64,16 @@ def target() -> GaussianMixture:
 def fit(data: Tensor, held_out: Tensor, settings: Settings) -> Trained[ScoreMLP]:
     """Learns the score from samples alone: `E [1/2 |s|^2 + tr ds/dx]`, the trace exact."""
     network = ScoreMLP(data.shape[1], settings.width, depth=2, activation="silu")
+
+    def loss(points: Tensor) -> Tensor:
+        value = implicit_score_matching(network, points, trace="exact")
+        assert isinstance(value, Tensor)
+        return value
+
     return train(
         network,
-        lambda: implicit_score_matching(network, data[torch.randint(len(data), (settings.batch,))], trace="exact"),
-        lambda: implicit_score_matching(network, held_out, trace="exact"),
+        lambda: loss(data[torch.randint(len(data), (settings.batch,))]),
+        lambda: loss(held_out),
         n_steps=settings.n_steps,
         learning_rate=settings.learning_rate,
         label="mixture: training",
@@ -83,11 +89,10 @@ def occupancy(points: Tensor, modes: Tensor) -> Tensor:
 def run(seed: int, settings: Settings) -> tuple[dict[str, Any], pictures.PlanePictures]:
     """Trains, climbs and samples; returns what is to be reported and what is to be drawn."""
     truth = target()
-    data, held_out, fresh = truth.sample(settings.n_data + 2 * HELD_OUT, seed=seed).split(
-        [settings.n_data, HELD_OUT, HELD_OUT]
-    )
+    parts = [settings.n_data, WATCHED, FRESH]
+    data, watched, fresh = truth.sample(sum(parts), seed=seed).split(parts)
     began = time.perf_counter()
-    trained = fit(data, held_out, settings)
+    trained = fit(data, watched, settings)
     network = trained.network
     fitted = time.perf_counter()
     fresh = truth.sample(20_000, seed=seed + 2)
@@ -111,7 +116,7 @@ def run(seed: int, settings: Settings) -> tuple[dict[str, Any], pictures.PlanePi
     report = {
         "settings": asdict(settings),
         "relative_fisher_divergence": float(fisher_divergence(network, truth, fresh, relative=True)),
-        "final_loss": {"training": sum(trained.losses[-100:]) / 100, "held_out": trained.checkpoints[-1][1]},
+        "final_loss": {"training": trained.recent_loss(), "held_out": trained.checkpoints[-1][1]},
         "ascent_on_a_mode": float((torch.cdist(ascent[:, -1], centres()).amin(1) < STD / 4).float().mean()),
         "ascent_modes_found": int((shares["gradient ascent"] > 0).sum()),
         "shares": {label: share.tolist() for label, share in shares.items()},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +17,20 @@ Network = TypeVar("Network", bound=nn.Module)
 
 WARM_UP = 200  # steps over which the learning rate rises
 AVERAGING = 0.999  # decay of the averaged weights, reached once training is 10 000 steps old
-CHECKPOINTS = 50  # points on the held-out curve
+CHECKPOINTS = 50  # points on the held-out curve of a long run
 
 
-class Trained(NamedTuple, Generic[Network]):
+@dataclass(frozen=True)
+class Trained(Generic[Network]):
     """A trained network and how it got there."""
 
     network: Network  # the running average of the weights, which samples better than the last ones
     losses: list[float]  # one a step
     checkpoints: list[tuple[int, float]]  # (step, held-out loss)
+
+    def recent_loss(self) -> float:
+        """Mean over the last 100 steps."""
+        return fmean(self.losses[-100:])
 
 
 def train(
@@ -49,6 +56,7 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.99))
     losses: list[float] = []
     checkpoints: list[tuple[int, float]] = []
+    every = max(20, n_steps // CHECKPOINTS)
     bar = tqdm(range(n_steps), desc=label, unit="step", mininterval=0.5)
     for step in bar:
         for group in optimiser.param_groups:
@@ -64,11 +72,8 @@ def train(
             for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         losses.append(value.item())
-        if (step + 1) % max(1, n_steps // CHECKPOINTS) == 0:
+        if (step + 1) % every == 0 or step + 1 == n_steps:
             with torch.no_grad():
                 checkpoints.append((step + 1, held_out_loss().item()))
-            recent = losses[-100:]
-            bar.set_postfix(
-                {"loss": f"{sum(recent) / len(recent):.3f}", "held out": f"{checkpoints[-1][1]:.3f}"}, refresh=False
-            )
+            bar.set_postfix_str(f"loss {fmean(losses[-100:]):.3f}, held out {checkpoints[-1][1]:.3f}", refresh=False)
     return Trained(average, losses, checkpoints)
