@@ -24,15 +24,17 @@ or distributed modules, tensor subclasses, and calls inside `torch.func` transfo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import types
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils._python_dispatch
 from torch import Tensor
 
 from fastscore._reading.program import Program, Reading, assemble
@@ -124,6 +126,8 @@ def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
         program = entry.programs[key]
         if program is None or not program.stale():
             return program
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+        raise DeclinedError("another mode would see the calls made to record")
     few = cond[:rows] if cond is not None and batched else cond
     program, sized = _record(fn, x[:rows], few, entry.snapshot) if key is signature else (None, True)
     if sized:
@@ -165,27 +169,47 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tupl
     Returns:
         The program or None, and whether it is for these sizes only, or might be found with the sizes of the batch.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     points = [
-        torch.randn(x.shape, generator=generator, dtype=torch.float32).to(device=x.device, dtype=x.dtype)
+        torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(device=x.device, dtype=x.dtype)
         for _ in range(2)
     ]
-    devices = [x.device] if x.device.type == "cuda" else []
-    python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
-        states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+    with _unnoticed(x.device) as drawn:
         try:
             program, sized = _recorded(fn, points[0], cond, snapshot)
             if program is not None and not _agrees(program, fn, points[1].requires_grad_(x.requires_grad), cond):
                 program = None
         except Exception:  # fn failed on a part of the batch; on all of it, its own error will tell
             return None, True
-        drawn = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-        same = all(torch.equal(a, b) for a, b in zip(states, drawn, strict=True))
-    same = same and python == random.getstate() and all(map(np.array_equal, legacy, np.random.get_state()))
-    random.setstate(python)
-    np.random.set_state(legacy)
-    return (program if same else None), sized
+        return (None if drawn() else program), sized
+
+
+@contextlib.contextmanager
+def _unnoticed(device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Calls of fn that nobody asked for: they leave every random state, and a checkpoint's saved tensors, as they were.
+
+    Yields:
+        A function that tells whether random numbers have been drawn.
+    """
+    devices = [device] if device.type == "cuda" else []
+    python, legacy = random.getstate(), np.random.get_state()
+    states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+    def drawn() -> bool:
+        now = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        same = all(torch.equal(a, b) for a, b in zip(states, now, strict=True)) and python == random.getstate()
+        return not (same and all(map(np.array_equal, legacy, np.random.get_state())))
+
+    try:
+        with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+            yield drawn
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, bool]:

@@ -377,6 +377,37 @@ def test_checkpointing():
     check(lambda y: torch.utils.checkpoint.checkpoint(net, y, use_reentrant=False), x, None, tuple(net.parameters()))
 
 
+def test_reading_inside_a_checkpoint():
+    """The calls made to record do not disturb what a checkpoint counts."""
+    net, x = Added(), data(B, D).requires_grad_()
+    t = data(B).abs() + 0.1
+
+    def fn(y):
+        return read(net, y, t).value(y)
+
+    torch.utils.checkpoint.checkpoint(fn, x, use_reentrant=False).sum().backward()
+    (theirs,) = torch.autograd.grad(net(x, t).sum(), x)
+    torch.testing.assert_close(x.grad, theirs)
+
+
+def test_random_states_are_left_alone():
+    x = data(B, D)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def noisy(y):
+        return y * torch.rand(1) * random.random() * np.random.rand()
+
+    def failing(y):
+        raise RuntimeError(noisy(y).sum())
+
+    for fn in (noisy, failing, Loop(nn.Dropout(0.5)), Loop()):
+        state = torch.get_rng_state()
+        read(fn, x)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2][1], np.random.get_state()[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dtypes(dtype):
     net = Added().to(dtype)
@@ -579,6 +610,27 @@ def test_changes_further_away_are_seen(monkeypatch):
     assert check(fn, x).mlp.activations == ("tanh",)
     monkeypatch.setattr(HELPERS, "scaled", lambda y: -y)
     check(fn, x)
+
+
+def test_changes_behind_decorators_are_seen():
+    net, x, settings = Loop(), data(B, D), {"scale": 2.0}
+
+    @functools.wraps(F.silu)
+    def disguised(y):
+        return net(y) * settings["scale"]
+
+    @torch.compiler.disable
+    def decorated(y):
+        return net(y) * settings["scale"]
+
+    def wrapped(y):
+        return disguised(y) if settings["scale"] else y
+
+    for fn in (disguised, wrapped, decorated):
+        for scale in (3.0, 4.0):
+            settings["scale"] = scale
+            if read(fn, x) is not None or fn is not decorated:
+                check(fn, x)
 
 
 def test_second_reading_computes_nothing():
@@ -823,6 +875,7 @@ DECLINED = {
     "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(nn.Linear(D, D)),
     "generator": lambda net: functools.partial(lambda g, x: net(x), torch.Generator()),
     "autograd inside": lambda net: lambda x: torch.autograd.grad(net(x).sum(), x)[0],
+    "compiled function": lambda net: torch.compile(lambda x: net(x), backend="eager"),
     "compiled": lambda net: torch.compile(net, backend="eager"),
     "compiled in place": lambda net: net.compile(backend="eager") or net,
     "data parallel": lambda net: nn.DataParallel(net),

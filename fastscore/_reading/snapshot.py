@@ -31,6 +31,7 @@ _TRUSTED_MODULES = ("torch.nn.modules.", "torch.nn.utils.parametri", "fastscore.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {*_HOOKS, *_CONTENTS} | {"_compiled_call_impl"}
+_CODE = (types.FunctionType, types.MethodType)
 _CONSTANTS = (
     *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, enum.Enum, np.generic),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.finfo),
@@ -181,12 +182,15 @@ class Snapshot:
                 self._class_names.append((base, name))
                 getter = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
                 self._visit(getter)
-                if isinstance(getter, types.FunctionType) and not _trusted(getter.__module__):
+                if isinstance(getter, types.FunctionType) and not _trusted(getter.__globals__.get("__name__")):
                     waiting += getter.__code__.co_names
                     waiting += dir(kind) if "getattr" in getter.__code__.co_names else []
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if _trusted(function.__module__):
+        if _trusted(function.__globals__.get("__name__")):
+            # torch's own function, or a decorator of torch around an author's.
+            contents = (cell.cell_contents for cell in function.__closure__ or ())
+            self._visit_all(*(c for c in contents if isinstance(c, (*_CODE, dict, functools.partial, nn.Module))))
             return
         self._functions.append(weakref.ref(function))
         self._visit_all(function.__defaults__, function.__kwdefaults__)
