@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastscore._watch import Watch
 
@@ -20,7 +21,8 @@ Aux: TypeAlias = tuple[Tensor, ...]
 Differentiated: TypeAlias = Callable[[Tensor], tuple[Tensor, Aux]]
 """x [B, *event] -> (the value to differentiate, shaped like x, and whatever else is wanted of the evaluation)."""
 
-_jvp: Callable[..., Any] = torch.func.jvp  # its annotation does not know has_aux
+_jvp: Callable[..., Any] = torch.func.jvp  # their annotations do not know has_aux
+_vjp: Callable[..., Any] = torch.func.vjp
 
 
 def push(fn: Differentiated, x: Tensor, tangents: Tensor) -> tuple[Tensor, Aux, Tensor]:
@@ -38,12 +40,28 @@ def pull(fn: Differentiated, x: Tensor, cotangents: Iterable[Tensor]) -> tuple[T
     """Reverse mode: value, aux and `J' u` for cotangents u, both `[C, B, *event]`."""
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), Watch(forward=False):
-        source = x.clone() if x.is_inference() else x
-        # An alias: what else depends on x (a condition) is no part of the partial derivative.
-        leaf = source.view_as(source) if source.requires_grad else source.detach().requires_grad_()
+        leaf = _leaf(x.clone() if x.is_inference() else x)
         value, aux = fn(leaf)
         stacked = torch.stack([_pull_one(value, leaf, u.to(value.dtype), differentiable) for u in cotangents])
-    return (value, aux, stacked) if differentiable else (value.detach(), tuple(a.detach() for a in aux), stacked)
+    # Copies made without gradients let go of the graph; they keep the tangent of an outer forward mode.
+    return (value, aux, stacked) if differentiable else (value.clone(), tuple(a.clone() for a in aux), stacked)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """x as a tensor to differentiate by, with the tangent it has in an outer forward mode."""
+    if x.requires_grad:
+        return x.view_as(x)  # an alias: what else depends on x, a condition, is no part of the partial derivative
+    primal, tangent = forward_ad.unpack_dual(x)
+    leaf = primal.detach().requires_grad_()
+    dual: Tensor = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+    return dual
+
+
+def pull_traced(fn: Differentiated, x: Tensor, cotangents: Tensor) -> tuple[Tensor, Aux, Tensor]:
+    """`pull` while torch.compile traces, which takes no autograd.grad that is itself differentiated."""
+    with Watch(forward=False):
+        value, back, aux = _vjp(fn, x, has_aux=True)
+        return value, aux, torch.func.vmap(lambda u: back(u)[0])(cotangents)
 
 
 def _pull_one(value: Tensor, leaf: Tensor, cotangent: Tensor, differentiable: bool) -> Tensor:
@@ -68,6 +86,8 @@ def products(
     Raises:
         ValueError: The function has active dropout or BatchNorm in training mode, or draws random numbers.
     """
+    if torch.compiler.is_compiling():  # Inductor refuses the zero tangents of forward mode
+        return *pull_traced(forward, x, left), "vjp"
     try:
         return *push(forward, x, right), "jvp"
     except torch.OutOfMemoryError:
@@ -77,6 +97,4 @@ def products(
             raise ValueError(
                 "score_fn draws random numbers: its Jacobian is not defined; make the noise an argument"
             ) from error
-        if torch.compiler.is_compiling():
-            raise
     return *pull(reverse, x, left), "vjp"
