@@ -1,0 +1,151 @@
+"""States that are not finite are named by chain and step, and an interrupt leaves what is needed to go on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastscore
+from fastscore import noise
+
+N_STEPS = 20
+
+
+def start(n: int = 8) -> Tensor:
+    return noise.normal((n, 2), seed=3, stream=noise.Stream.INITIAL)
+
+
+class Breaks:
+    """The score -x, but `value` in element (row, 1) at one call."""
+
+    def __init__(self, at: int, rows: list[int], value: float = math.nan) -> None:
+        self.at, self.rows, self.value, self.calls = at, rows, value, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        score = -x
+        if self.calls == self.at:
+            score[self.rows, 1] = self.value
+        self.calls += 1
+        return score
+
+
+def run(score: Any, **options: Any) -> Any:
+    return fastscore.langevin_dynamics(score, start(), **{"step_size": 0.1, "n_steps": N_STEPS, "seed": 7} | options)
+
+
+@pytest.mark.parametrize("at", range(N_STEPS))
+def test_raise_names_chain_and_step(at: int) -> None:
+    with pytest.raises(fastscore.NonFiniteError) as caught:
+        run(Breaks(at, [2, 5]), first_chain=100, first_step=1000)
+    assert caught.value.chains == [102, 105]
+    assert caught.value.step == 1000 + at
+    assert f"chain 102, 105 is not finite after step {1000 + at} (2 in all)" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 1, 17, 19])
+def test_freeze_keeps_the_last_finite_state_and_leaves_the_others_alone(at: int, value: float) -> None:
+    clean = run(lambda x: -x, return_trajectory=True)
+    path, diagnostics = run(
+        Breaks(at, [3], value), on_nonfinite="freeze", return_trajectory=True, return_diagnostics=True
+    )
+    others = [b for b in range(8) if b != 3]
+    assert torch.equal(path[others], clean[others])
+    assert torch.equal(path[3, :at], clean[3, :at])
+    frozen = clean[3, at - 1] if at else start()[3]
+    assert torch.equal(path[3, at:], frozen.expand(N_STEPS - at, 2))
+    assert diagnostics["first_nonfinite"].tolist() == [at if b == 3 else -1 for b in range(8)]
+
+
+def test_freeze_catches_chains_that_break_at_different_steps() -> None:
+    class Twice(Breaks):
+        def __call__(self, x: Tensor) -> Tensor:
+            self.rows = [self.calls]
+            self.at = self.calls if self.calls in (2, 5) else -1
+            return super().__call__(x)
+
+    _, diagnostics = run(Twice(0, []), on_nonfinite="freeze", return_diagnostics=True)
+    assert diagnostics["first_nonfinite"].tolist() == [-1, -1, 2, -1, -1, 5, -1, -1]
+
+
+def test_ignore_lets_the_row_go_and_no_other() -> None:
+    clean, found = run(lambda x: -x), run(Breaks(4, [3]), on_nonfinite="ignore")
+    assert torch.isnan(found[3, 1]) and torch.equal(found[:3], clean[:3]) and torch.equal(found[4:], clean[4:])
+
+
+def test_a_start_that_is_not_finite_is_found_after_the_first_step() -> None:
+    x = start()
+    x[6, 0] = math.inf
+    with pytest.raises(fastscore.NonFiniteError, match="chain 6 is not finite after step 0"):
+        fastscore.langevin_dynamics(lambda x: -x, x, step_size=0.1, n_steps=3, seed=0)
+
+
+def test_a_diverging_step_size_is_found_at_the_predicted_step() -> None:
+    # a = 2.5 on N(0, 1): |x| grows by 1.5 a step, so 1e30 passes the largest float32 after ln(3.4e8) / ln 1.5 steps.
+    predicted = math.ceil(math.log(torch.finfo(torch.float32).max / 1e30) / math.log(1.5))
+    with pytest.raises(fastscore.NonFiniteError) as caught:
+        fastscore.langevin_dynamics(lambda x: -x, torch.full((2, 1), 1e30), step_size=2.5, n_steps=200, seed=0)
+    assert abs(caught.value.step + 1 - predicted) <= 1
+
+
+def test_large_but_finite_states_are_no_alarm() -> None:
+    x = torch.full((64, 2), 3e38)  # their sum is not finite
+    found, diagnostics = fastscore.langevin_dynamics(
+        torch.zeros_like, x, step_size=0.1, n_steps=3, seed=0, return_diagnostics=True
+    )
+    assert bool(torch.isfinite(found).all()) and int(diagnostics["first_nonfinite"].max()) == -1
+
+
+class Stops:
+    """Ctrl-C inside the score at call `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, x: Tensor, *_: Tensor) -> Tensor:
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return -x
+
+
+@pytest.mark.parametrize("at", range(N_STEPS))
+def test_an_interrupt_leaves_a_state_to_go_on_with(at: int) -> None:
+    whole = run(lambda x: -x, return_trajectory=True, thin=2, burn_in=4)
+    with pytest.raises(fastscore.Interrupted) as caught:
+        run(Stops(at), return_trajectory=True, thin=2, burn_in=4)
+    stopped = caught.value
+    assert isinstance(stopped, KeyboardInterrupt)
+    assert (stopped.step, stopped.seed) == (at, 7)
+    assert stopped.trajectory is not None
+    kept = stopped.trajectory.shape[1]
+    assert kept == max(0, at - 4) // 2 and torch.equal(stopped.trajectory, whole[:, :kept])
+    rest = fastscore.langevin_dynamics(
+        lambda x: -x, stopped.x, step_size=0.1, n_steps=N_STEPS - at, first_step=stopped.step, seed=stopped.seed
+    )
+    assert torch.equal(rest, whole[:, -1])
+    assert f"first_step={at}, seed=7" in str(stopped)
+
+
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_an_interrupted_ladder_goes_on_where_it_was(at: int) -> None:
+    options: dict[str, Any] = {"sigmas": [2.0, 1.0], "n_steps_each": 4, "step_size": 0.01, "seed": 1}
+    whole = fastscore.annealed_langevin_dynamics(lambda x, _: -x, start(), **options)
+    with pytest.raises(fastscore.Interrupted) as caught:
+        fastscore.annealed_langevin_dynamics(Stops(at), start(), **options)
+    rest = fastscore.annealed_langevin_dynamics(
+        lambda x, _: -x, caught.value.x, first_step=caught.value.step, **options
+    )
+    assert torch.equal(rest, whole)
+
+
+def test_an_error_in_the_score_is_the_users_own() -> None:
+    def score(x: Tensor) -> Tensor:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        run(score)
