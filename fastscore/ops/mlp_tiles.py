@@ -12,6 +12,7 @@ outputs and its contribution to the gradients, so memory does not depend on the 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -29,7 +30,9 @@ Upstream = Callable[[slice, Tensor, tuple[Tensor, ...]], tuple[Tensor | None, tu
 # cache; a GPU wants its arrays large instead.
 _TILE = {"cpu": 1 << 18}
 _TILE_ELSEWHERE = 1 << 24
+# What a thread keeps between calls: enough for the usual network, and the shapes of a few batch sizes.
 _KEPT_BYTES = 64 << 20
+_KEPT_VIEWS = 1000
 
 
 class Scratch:
@@ -38,19 +41,19 @@ class Scratch:
     def __init__(self, like: Tensor) -> None:
         self.like = like.new_empty(())
         self.buffers: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Return a contiguous tensor of `shape` with anything in it; the same memory for the same name."""
-        buffer = self.buffers.get(name)
-        if buffer is not None and buffer.shape == shape:
-            return buffer
-        size = 1
-        for extent in shape:
-            size *= extent
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = self.like.new_empty(shape)
-            return buffer
-        return buffer.view(-1)[:size].view(shape)
+        view = self.views.get((name, shape))
+        if view is None:
+            size = math.prod(shape)
+            buffer = self.buffers.get(name)
+            if buffer is None or len(buffer) < size:
+                buffer = self.buffers[name] = self.like.new_empty(size)
+                self.views = {key: old for key, old in self.views.items() if key[0] != name}
+            view = self.views[name, shape] = buffer[:size].view(shape)
+        return view
 
     def nbytes(self) -> int:
         """The memory held."""
@@ -64,7 +67,7 @@ def _scratch(like: Tensor) -> Scratch:
     """This thread's scratch for the dtype and device of `like`, kept between calls while it is small."""
     kept: dict[tuple[torch.dtype, torch.device], Scratch] = _local.__dict__.setdefault("kept", {})
     found = kept.get((like.dtype, like.device))
-    if found is None or found.nbytes() > _KEPT_BYTES:
+    if found is None or found.nbytes() > _KEPT_BYTES or len(found.views) > _KEPT_VIEWS:
         found = kept[like.dtype, like.device] = Scratch(like)
     return found
 
@@ -123,7 +126,7 @@ def tiles(x: Tensor, mlp: MLP, columns: int) -> Iterator[slice]:
 def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) -> tuple[Tensor, ...]:
     """`ACTIVATIONS[name].derivatives(z, order)`, for SiLU up to the second in few passes; may overwrite z.
 
-    With `s = sigmoid(z)` and `h = z s`: `phi' = s + h - h s` and `phi'' = s (1 - s) (2 + z - 2 h)`.
+    With `s = sigmoid(z)` and `h = z s`: `phi' = s + h - h s` and `phi'' = s + phi' - 2 s phi'`.
     """
     if name != "silu" or not 1 <= order <= 2:
         return ACTIVATIONS[name].derivatives(z, order)
@@ -132,8 +135,7 @@ def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) 
     slope = torch.add(s, h, out=scratch(f"slope{layer}", *z.shape)).addcmul_(h, s, value=-1)
     if order == 1:
         return h, slope
-    curvature = z.sub_(h, alpha=2).add_(2)
-    return h, slope, torch.ops.aten.sigmoid_backward.grad_input(curvature, s, grad_input=curvature)
+    return h, slope, torch.add(slope, s, out=z).addcmul_(slope, s, value=-2)
 
 
 def ascend(
