@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastscore import noise
 from fastscore.divergence import Divergence, divergence, jacobian, laplacian
+from fastscore.networks import EnergyMLP
 
 Function = Callable[[Tensor], Tensor]
 
@@ -280,10 +281,14 @@ class Energy(nn.Module):
         return energy if self.column else energy.squeeze(1)
 
 
-@pytest.mark.parametrize("operation", [torch.tanh, Cube.apply], ids=["jvp", "vjp"])
+@pytest.mark.parametrize(
+    ("operation", "method"),
+    [(torch.tanh, "forward-laplacian"), (F.mish, "exact-jvp"), (Cube.apply, "exact-vjp")],
+    ids=["recognised", "jvp", "vjp"],
+)
 @pytest.mark.parametrize("column", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 3])
-def test_laplacian_and_all_gradients(operation: Function, column: bool, chunk_size: int | None) -> None:
+def test_laplacian_and_all_gradients(operation: Function, method: str, column: bool, chunk_size: int | None) -> None:
     torch.manual_seed(4)
     net = Energy(operation, column).double()
     points, cond = data(4, 2, 3), data(4, 5, seed=2)
@@ -297,8 +302,8 @@ def test_laplacian_and_all_gradients(operation: Function, column: bool, chunk_si
     assert found.stderr is None
     expected = gradients([energy, -gradient, total], [y, *net.parameters()])
     close(gradients(list(found[:3]), [x, *net.parameters()]), expected)
-    if chunk_size is None:
-        assert found.method == ("exact-jvp" if operation is torch.tanh else "exact-vjp")
+    if chunk_size is None and not (column and method == "forward-laplacian"):
+        assert found.method == method
 
 
 def test_signs_and_scales_on_closed_forms() -> None:
@@ -339,12 +344,77 @@ def test_hutchinson_mean_and_variance_are_their_formulas(n_probes: int, probe: s
         assert abs(float(errors.mean()) - variance) < 5 * float(errors.std()) / math.sqrt(n)
 
 
+SCALES: dict[str, Callable[[Function], Function]] = {
+    "plain": lambda net: net,
+    "in": lambda net: lambda x: net(2.0 * x),
+    "out": lambda net: lambda x: -3.0 * net(x),
+    "all": lambda net: lambda x: 0.5 * net(2.0 * x) - 0.3 * x,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_recognised_networks(scale: str, depth: int, weighted: bool) -> None:
+    """Closed forms, tangents and duals are what the generic way gives: traces, estimates, errors and gradients."""
+    torch.manual_seed(6)
+    hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(5, 5), nn.Softplus())]
+    net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), *hidden, nn.Linear(5, 3)).double()
+    function = SCALES[scale](net)
+    points, c = data(4, 3), data(3, 3, seed=2) if weighted else None
+    for how, method in (
+        ({"trace": "exact"}, "closed-form" if depth < 3 else "tangents"),
+        ({"trace": "hutchinson", "n_probes": 3, "seed": 4}, "hutchinson-dual"),
+        ({"trace": "hutchinson", "n_probes": 2, "seed": 4, "probe": "normal"}, "hutchinson-dual"),
+    ):
+        x, y = points.clone().requires_grad_(), points.clone().requires_grad_()
+        found = divergence(function, x, weight=c, **how)
+        assert found.method == method
+        s, j = brute_jacobian(function, y)
+        j = j if c is None else c @ j
+        if how["trace"] == "exact":
+            expected = j.diagonal(0, 1, 2).sum(1)
+            assert found.stderr is None
+        else:
+            draw, n = getattr(noise, how.get("probe", "rademacher")), how["n_probes"]
+            v = torch.stack([draw((4, 3), seed=4, stream=noise.Stream.PROBES, step=k, dtype=x.dtype) for k in range(n)])
+            each = torch.einsum("kbi,bij,kbj->kb", v, j, v)
+            expected = each.mean(0)
+            close(found.stderr, each.detach().std(0) / math.sqrt(n))
+        compare_with_gradients(found[:2], (s, expected), x, y, net)
+
+
+@pytest.mark.parametrize("scale", ["plain", "in", "out"])
+def test_recognised_energies(scale: str) -> None:
+    torch.manual_seed(7)
+    net = Energy().double()
+    energy = SCALES[scale](net)
+    x, y = data(4, 2, 3).requires_grad_(), data(4, 2, 3).requires_grad_()
+    found = laplacian(energy, x)
+    assert found.method == "forward-laplacian"
+    value = energy(y).reshape(4)
+    gradient, hessian = brute_jacobian(lambda y: torch.autograd.grad(energy(y).sum(), y, create_graph=True)[0], y)
+    expected = (value, -gradient, hessian.diagonal(0, 1, 2).sum(1))
+    close(found[:3], expected)
+    close(
+        gradients(list(found[:3]), [x, *net.parameters()]),
+        gradients(list(expected), [y, *net.parameters()]),
+    )
+    exact = EnergyMLP(3, 5).double()
+    found = divergence(exact.score, data(4, 3))
+    assert found.method == "forward-laplacian"
+    close(found.trace, brute_jacobian(exact.score, data(4, 3))[1].diagonal(0, 1, 2).sum(1))
+    assert divergence(exact.score, data(4, 3), trace="hutchinson").method == "hutchinson-jvp"
+
+
 def test_auto_is_exact_while_cheap_and_says_so() -> None:
     assert divergence(lambda x: -x, torch.zeros(2, 64)).method == "exact-jvp"
     found = divergence(lambda x: -x, torch.zeros(2, 65))
     assert found.method == "hutchinson-jvp"
     assert torch.equal(found.trace, torch.full((2,), -65.0))
     assert divergence(lambda x: -x, torch.zeros(2, 65), trace="exact").method == "exact-jvp"
+    wide = nn.Sequential(nn.Linear(65, 4), nn.Tanh(), nn.Linear(4, 65))
+    assert divergence(wide, torch.zeros(2, 65)).method == "closed-form"
     assert laplacian(lambda x: x.square().sum(1), torch.zeros(2, 65)).method == "hutchinson-jvp"
 
 
@@ -435,6 +505,18 @@ def test_without_gradients_nothing_is_kept(context: Callable[[], object], operat
         assert not jacobian(net, x).requires_grad
         assert not laplacian(energy, data(4, 2, 3)).laplacian.requires_grad
     close(found[:2], tuple(t.detach() for t in expected[:2]))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("operation", [torch.atan, torch.tanh])
+def test_an_outer_forward_mode_is_not_lost(operation: Function, grad: bool) -> None:
+    net, x, v = Through(operation).double(), data(4, 3), data(4, 3, seed=2)
+    y = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(brute_jacobian(net, y)[1].diagonal(0, 1, 2).sum(), y)
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        dual = divergence(net, torch.autograd.forward_ad.make_dual(x, v)).trace
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    close(tangent.detach(), (gradient * v).sum(1))
 
 
 def test_inputs_are_left_alone() -> None:
