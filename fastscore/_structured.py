@@ -125,6 +125,20 @@ def energy(reading: reader.Reading, x: Tensor, how: Request) -> Found | None:
     return Found(gradient.reshape(x.shape), -laplacian.unsqueeze(0), value, "forward-laplacian")
 
 
+def implicit_loss(fn: _checks.Score, x: Tensor, cond: Any, how: Request, share: float) -> Tensor | None:
+    """`share sum_b (1/2 |s_b|^2 + tr_b)` with its gradients computed on the way, or None for the way by terms."""
+    reading = read(fn, x, cond, ("score", "energy_score"))
+    if reading is None or not reading.is_plain:
+        return None
+    rows, weights = x.flatten(1), {"square": share / 2, "trace": share}
+    if reading.kind == "energy_score":
+        return ops.energy_loss(reading.mlp, rows, reading.shifts, **weights)[0] if how.exact(x) else None
+    probes = None
+    if not how.exact(x, closed=reading.mlp.depth <= 2):
+        probes = ops.Probes(noise.resolve_seed(how.seed, how.generator), how.n_probes, how.probe)
+    return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
+
+
 def _identity_forms(rows: Tensor, weight: Tensor | None, directions: Directions | None, n_probes: int) -> Tensor:
     """`tr C` `[1, 1 or B]`, or along the probes `v' C v` `[K, B]`, so that an estimate is that of the generic way."""
     if directions is None:

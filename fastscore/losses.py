@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore import _checks, noise
+from fastscore import _checks, _structured, noise
 from fastscore._forms import Probes, wide
 from fastscore._structured import Request
 from fastscore.divergence import divergence
@@ -83,6 +83,13 @@ def implicit_score_matching(
     """
     scale = _scale(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
+    if reduction != "none" and not return_terms:
+        how = Request(trace, n_probes, probe, chunk_size, seed, generator)
+        how.check("score_fn", score_fn, x)
+        share = scale / x.shape[0] if reduction == "mean" else scale
+        fused = _structured.implicit_loss(score_fn, x, cond, how, share)
+        if fused is not None:
+            return fused
     found = divergence(
         score_fn,
         x,
@@ -140,14 +147,7 @@ def sliced_score_matching(
     how.check("score_fn", score_fn, x)
     seed = noise.resolve_seed(seed, generator)
     found = divergence(
-        score_fn,
-        x,
-        cond=cond,
-        trace="hutchinson",
-        n_probes=n_probes,
-        probe=probe,
-        chunk_size=chunk_size,
-        seed=seed,
+        score_fn, x, cond=cond, trace="hutchinson", n_probes=n_probes, probe=probe, chunk_size=chunk_size, seed=seed
     )
     probes = Probes(probe, seed)
     squares = torch.zeros_like(found.trace)

@@ -18,6 +18,7 @@ from fastscore.losses import (
     implicit_score_matching,
     sliced_score_matching,
 )
+from fastscore.networks import EnergyMLP
 
 MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64)
@@ -158,6 +159,27 @@ def test_sliced_loss_and_gradients_against_brute_force(probe: str, convention: s
         net, x, n_probes=3, probe=probe, convention=convention, seed=3, reduction="none", chunk_size=2
     )
     close(chunked, found.loss)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("convention", ["half", "fisher"])
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("kind", ["score", "scaled", "energy"])
+def test_reduced_losses_of_recognised_networks(kind: str, trace: str, convention: str, reduction: str) -> None:
+    """The fused loss is the reduction of the per-sample losses, which are held to brute force above."""
+    net = EnergyMLP(3, 6).double() if kind == "energy" else network(3, nn.SiLU)
+    score = {"score": net, "scaled": lambda x: 2.0 * net(x), "energy": getattr(net, "score", None)}[kind]
+    x, y = data(5, 3).requires_grad_(), data(5, 3).requires_grad_()
+    how = {"trace": trace, "n_probes": 2, "convention": convention, "seed": 3}
+    found = implicit_score_matching(score, x, reduction=reduction, **how)
+    each = implicit_score_matching(score, y, reduction="none", **how)
+    expected = each.mean() if reduction == "mean" else each.sum()
+    close(found, expected)
+    leaves = list(net.parameters())
+    close(
+        torch.autograd.grad(3 * found, [x, *leaves], allow_unused=True, materialize_grads=True),
+        torch.autograd.grad(3 * expected, [y, *leaves], allow_unused=True, materialize_grads=True),
+    )
 
 
 def test_sliced_loss_has_the_mean_of_the_implicit_loss() -> None:
