@@ -767,6 +767,14 @@ def importing(net):
     return fn
 
 
+def twice(net):
+    def fn(x):
+        h = torch.tanh(net.layers[0](x))
+        return net.out(h + torch.tanh(net.layers[1](h)) + h)
+
+    return fn
+
+
 def using(value, scale):
     return lambda net: lambda x: net(x) * scale(value)
 
@@ -836,6 +844,12 @@ DECLINED = {
         )
     ),
     "residual from x": lambda net: lambda x: net.out(F.pad(x, (0, H - D)) + F.silu(net.layers[0](x))),
+    "residual twice": lambda net: (
+        lambda x: net.out(
+            F.silu(net.layers[1](net.layers[0](x).tanh())) + net.layers[0](x).tanh() + net.layers[0](x).tanh()
+        )
+    ),
+    "residual of one value twice": twice,
     "gate of another": lambda net: lambda x: net.out(net.layers[0](x) * torch.sigmoid(net.layers[0](x) + 1)),
     "features in another order": lambda net: lambda x: net(x[:, [1, 0, 2]]),
     "reversed": lambda net: lambda x: net(x).flip(-1),
@@ -892,6 +906,20 @@ def test_declined(make):
     for batch in (B, 1):
         assert read(fn, data(batch, D)) is None
         assert read(fn, data(batch, D)) is None
+
+
+BY_STRUCTURE = (
+    *("product", "two networks", "long residual", "residual twice", "residual of one value twice", "gate of another"),
+    *("features in another order", "reversed", "transposed", "part of x", "vector scale", "branch on a value", "hook"),
+    *("detached", "custom function", "in place", "in place activation", "softplus of another beta", "Python noise"),
+)
+
+
+@pytest.mark.parametrize("name", BY_STRUCTURE)
+def test_declined_without_comparing_values(monkeypatch, name):
+    """The operations alone give these away; the comparison with the network's own output only confirms."""
+    monkeypatch.setattr(reader, "_agrees", lambda *_: True)
+    assert read(DECLINED[name](Loop()), data(B, D)) is None
 
 
 def test_declined_conditions():
