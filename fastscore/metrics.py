@@ -32,6 +32,7 @@ def fisher_divergence(
         ValueError: Shapes that do not fit, an empty batch.
 
     Example:
+        >>> import torch
         >>> fisher_divergence(lambda x: -x / 2, lambda x: -x, torch.tensor([[2.0], [4.0]]), relative=True)
         tensor(0.2500)
     """
