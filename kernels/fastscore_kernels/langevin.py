@@ -29,22 +29,23 @@ def langevin_step_kernel(
     """One tile of [BLOCK_CHAINS, BLOCK_GROUPS] counters; each gives the features g, G + g, 2 G + g and 3 G + g."""
     DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    rows, groups = philox.tile(n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
-    w0, w1, w2, w3 = philox.words(key_low, key_high, 0, step, first_chain + rows, groups)
+    first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
+    chain = first_chain + first_row + rows
+    w0, w1, w2, w3 = philox.words(key_low, key_high, 0, step, chain, groups)
     e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, DOUBLE)
     two_t = 2.0 * tl.load(temperature_ptr).to(COMPUTE)
     a = tl.load(step_size_ptr).to(COMPUTE)
-    offs = rows * n_features + groups
+    start = first_row * n_features
     for lane in tl.static_range(4):
         e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
         feature = groups + lane * n_groups
-        mask = (rows < n_chains) & (groups < n_groups) & (feature < n_features)
-        offs_lane = offs + lane * n_groups
+        mask = inside & (feature < n_features)
+        offs = rows * n_features + feature
         if PER_FEATURE:
             a = tl.load(step_size_ptr + feature, mask=feature < n_features, other=0.0).to(COMPUTE)
-        x = tl.load(x_ptr + offs_lane, mask=mask, other=0.0).to(COMPUTE)
-        s = tl.load(score_ptr + offs_lane, mask=mask, other=0.0).to(COMPUTE)
-        tl.store(out_ptr + offs_lane, x + a * s + tl.sqrt(two_t * a) * e, mask=mask)
+        x = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(COMPUTE)
+        s = tl.load(score_ptr + start + offs, mask=mask, other=0.0).to(COMPUTE)
+        tl.store(out_ptr + start + offs, x + a * s + tl.sqrt(two_t * a) * e, mask=mask)
 
 
 def langevin_step(
@@ -65,7 +66,7 @@ def langevin_step(
     n_chains, n_features = x.shape
     out = torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device) if out is None else out
     n_groups = triton.cdiv(n_features, 4)
-    grid, options = tile_counters(n_chains, n_groups)
+    grid, options = tile_counters(n_chains, n_groups, x.dtype)
     key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
     with device_of(x):
         langevin_step_kernel[grid](

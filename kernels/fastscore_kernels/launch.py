@@ -5,7 +5,9 @@ import contextlib
 import torch
 import triton
 
-_TILE = 1024  # counters a program; at 4 warps 8 a thread, in flight together to hide the latency of memory
+# Counters a program of 4 warps: 8 a thread, in flight together to hide the latency of memory; 2 a thread in float64,
+# whose logarithm would spill with more.
+_TILE, _TILE_DOUBLE = 1024, 256
 
 
 def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -13,8 +15,11 @@ def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def tile_counters(n_chains: int, n_groups: int, tile: int = _TILE) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and launch options of a kernel over `[n_chains, n_groups]` counters, cut into powers of two."""
+def tile_counters(
+    n_chains: int, n_groups: int, dtype: torch.dtype, tile: int | None = None
+) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and launch options of a kernel over `[n_chains, n_groups]` counters, cut into tiles of powers of two."""
+    tile = tile or (_TILE_DOUBLE if dtype == torch.float64 else _TILE)
     block_groups = min(tile, triton.next_power_of_2(n_groups))
     block_chains = min(tile // block_groups, triton.next_power_of_2(n_chains))
     programs = triton.cdiv(n_chains, block_chains) * triton.cdiv(n_groups, block_groups)

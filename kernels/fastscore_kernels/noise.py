@@ -7,6 +7,8 @@ import triton.language as tl
 from fastscore_kernels import philox
 from fastscore_kernels.launch import device_of, tile_counters
 
+RADEMACHER_TILE = 32  # counters a program: each gives 128 signs
+
 
 @triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
 def normal_kernel(
@@ -24,15 +26,14 @@ def normal_kernel(
 ):
     """Standard normals: counter (row, g) gives the features g, G + g, 2 G + g and 3 G + g."""
     DOUBLE: tl.constexpr = out_ptr.dtype.element_ty == tl.float64
-    rows, groups = philox.tile(n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
-    w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + rows, groups)
+    first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
+    w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
     e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, DOUBLE)
-    offs = rows * n_features + groups
-    mask = (rows < n_chains) & (groups < n_groups)
-    tl.store(out_ptr + offs, e0, mask=mask & (groups < n_features))
-    tl.store(out_ptr + offs + n_groups, e1, mask=mask & (groups + n_groups < n_features))
-    tl.store(out_ptr + offs + 2 * n_groups, e2, mask=mask & (groups + 2 * n_groups < n_features))
-    tl.store(out_ptr + offs + 3 * n_groups, e3, mask=mask & (groups + 3 * n_groups < n_features))
+    start = first_row * n_features
+    for lane in tl.static_range(4):
+        e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
+        feature = groups + lane * n_groups
+        tl.store(out_ptr + start + (rows * n_features + feature), e, mask=inside & (feature < n_features))
 
 
 @triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
@@ -50,32 +51,34 @@ def rademacher_kernel(
     BLOCK_GROUPS: tl.constexpr,
 ):
     """Signs 1 - 2 bit: feature d is bit d mod 32 of word (d mod 128) div 32 of counter (row, d div 128)."""
-    rows, groups = philox.tile(n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
-    w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + rows, groups)
+    first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
+    w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
     bit = tl.arange(0, 32)[None, None, :]
-    feature = groups[:, :, None] * 128 + bit
-    offs = rows[:, :, None] * n_features + feature
-    mask = (rows < n_chains)[:, :, None] & (feature >= 0)
+    start = first_row * n_features
     for word in tl.static_range(4):
         w = w0 if word == 0 else (w1 if word == 1 else (w2 if word == 2 else w3))
         sign = 1.0 - 2.0 * ((w[:, :, None] >> bit.to(tl.uint32)) & 1).to(tl.float32)
-        tl.store(out_ptr + offs + 32 * word, sign, mask=mask & (feature + 32 * word < n_features))
+        feature = groups[:, :, None] * 128 + (32 * word + bit)
+        mask = inside[:, :, None] & (feature < n_features)
+        tl.store(out_ptr + start + (rows[:, :, None] * n_features + feature), sign, mask=mask)
 
 
 def normal(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
     """Standard normals `[n, width]`."""
-    return _launch(normal_kernel, triton.cdiv(width, 4), 1024, n, width, seed, stream, step, first_chain, dtype, device)
+    return _launch(normal_kernel, triton.cdiv(width, 4), None, n, width, seed, stream, step, first_chain, dtype, device)
 
 
 def rademacher(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
     """Signs `[n, width]`."""
     n_groups = triton.cdiv(width, 128)
-    return _launch(rademacher_kernel, n_groups, 64, n, width, seed, stream, step, first_chain, dtype, device)
+    return _launch(
+        rademacher_kernel, n_groups, RADEMACHER_TILE, n, width, seed, stream, step, first_chain, dtype, device
+    )
 
 
 def _launch(kernel, n_groups, tile, n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
     out = torch.empty((n, width), dtype=dtype, device=device)
-    grid, options = tile_counters(n, n_groups, tile)
+    grid, options = tile_counters(n, n_groups, dtype, tile)
     key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
     with device_of(out):
         kernel[grid](

@@ -30,13 +30,19 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def tile(n_groups, BLOCK_CHAINS: tl.constexpr, BLOCK_GROUPS: tl.constexpr):
-    """This program's rows `[BLOCK_CHAINS, 1]` (int64) and groups `[1, BLOCK_GROUPS]`; groups run fastest."""
+def tile(n_chains, n_groups, BLOCK_CHAINS: tl.constexpr, BLOCK_GROUPS: tl.constexpr):
+    """This program's tile of counters, groups running fastest: the first row and, within it, rows and groups.
+
+    The first row is an int64 scalar, so that what is multiplied by the width of a row is wide; the rows
+    `[BLOCK_CHAINS, 1]`, the groups `[1, BLOCK_GROUPS]` and their offsets are int32. `inside` masks both.
+    """
     program = tl.program_id(0)
     blocks = tl.cdiv(n_groups, BLOCK_GROUPS)
-    rows = (program // blocks).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)[:, None]
+    first_row = (program // blocks).to(tl.int64) * BLOCK_CHAINS
+    rows = tl.arange(0, BLOCK_CHAINS)[:, None]
     groups = (program % blocks) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)[None, :]
-    return rows, groups
+    inside = (rows < n_chains - first_row) & (groups < n_groups)
+    return first_row, rows, groups, inside
 
 
 @triton.jit
@@ -87,25 +93,46 @@ def direction(word, DOUBLE: tl.constexpr):
     flip_sin = turned & 0x80000000
     if DOUBLE:
         rest = angle.to(tl.float64) * _TWO_PI_34
-        cos = tl.cos(rest)
-        sin = tl.sin(rest)
+        cos, sin = _cos_sin_double(rest)
         c = tl.where(odd, sin, cos)
         s = tl.where(odd, cos, sin)
         return tl.where(flip_cos != 0, -c, c), tl.where(flip_sin != 0, -s, s)
     else:
         rest = angle.to(tl.float32) * _TWO_PI_34
-        square = rest * rest
-        p = -1.9515295891e-4 * square + 8.3321608736e-3
-        p = p * square - 1.6666654611e-1
-        p = p * square + 1.0
-        sin = rest * p
-        q = 2.443315711809948e-5 * square - 1.388731625493765e-3
-        q = q * square + 4.166664568298827e-2
-        q = q * square - 0.5
-        cos = q * square + 1.0
+        cos, sin = _cos_sin_single(rest)
         c = tl.where(odd, sin, cos).to(tl.uint32, bitcast=True) ^ flip_cos
         s = tl.where(odd, cos, sin).to(tl.uint32, bitcast=True) ^ flip_sin
         return c.to(tl.float32, bitcast=True), s.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _cos_sin_single(x):
+    """(cos x, sin x) on [-pi/4, pi/4] to float32 accuracy (coefficients: Cephes, S. Moshier, sinf.c)."""
+    y = x * x
+    p = -1.9515295891e-4 * y + 8.3321608736e-3
+    p = p * y - 1.6666654611e-1
+    p = p * y + 1.0
+    q = 2.443315711809948e-5 * y - 1.388731625493765e-3
+    q = q * y + 4.166664568298827e-2
+    q = q * y - 0.5
+    return q * y + 1.0, x * p
+
+
+@triton.jit
+def _cos_sin_double(x):
+    """The same to float64 accuracy (Cephes, sin.c): no table and no slow path, so nothing in local memory."""
+    y = x * x
+    p = 1.58962301576546568060e-10 * y - 2.50507477628578072866e-8
+    p = p * y + 2.75573136213857245213e-6
+    p = p * y - 1.98412698295895385996e-4
+    p = p * y + 8.33333333332211858878e-3
+    p = p * y - 1.66666666666666307295e-1
+    q = -1.13585365213876817300e-11 * y + 2.08757008419747316778e-9
+    q = q * y - 2.75573141792967388112e-7
+    q = q * y + 2.48015872888517045348e-5
+    q = q * y - 1.38888888888730564116e-3
+    q = q * y + 4.16666666666665929218e-2
+    return q * y * y - 0.5 * y + 1.0, p * y * x + x
 
 
 @triton.jit

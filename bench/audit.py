@@ -1,0 +1,185 @@
+"""What every shipped kernel costs, read from the compiler for GPUs that need not be there.
+
+    python -m bench.audit            print the figures of every kernel and configuration
+    python -m bench.audit --write    and record them in bench/results/audit.json, which the tests hold every kernel to
+
+Triton's wheel brings ptxas and cuobjdump, so this needs no GPU; it must not run in a process with TRITON_INTERPRET set.
+Instruction counts are static (a loop's body counts once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+NVIDIA = (80, 90, 100)
+AMD = "gfx942"
+RECORD = Path(__file__).parent / "results" / "audit.json"
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_OPCODE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with one set of argument types and launch options."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    elements: int
+    """What one program works on, in the unit its cost is quoted in (state elements, samples, ...)."""
+    aligned: tuple[str, ...] = ()
+    """Arguments divisible by 16."""
+    options: dict[str, int] = field(default_factory=lambda: {"num_warps": 4})
+
+    def source(self) -> ASTSource:
+        """The kernel with its argument types, ready for the compiler."""
+        names = list(self.kernel.arg_names)
+        attrs = {(names.index(a),): [["tt.divisibility", 16]] for a in self.aligned}
+        signature = {**self.signature, **dict.fromkeys(self.constexprs, "constexpr")}
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=self.constexprs, attrs=attrs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel costs on one NVIDIA architecture."""
+
+    registers: int
+    stack: int
+    """Bytes of local memory a thread: spills, or the slow path of a precise function; 0 is the aim."""
+    shared: int
+    instructions_an_element: float
+    opcodes: Counter[str]
+    ptx: str
+    ttir: str
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded."""
+        return {
+            "registers": self.registers,
+            "stack": self.stack,
+            "shared": self.shared,
+            "instructions_an_element": round(self.instructions_an_element, 2),
+        }
+
+
+def compile_nvidia(case: Case, arch: int) -> Report:
+    """Compile for compute capability `arch` (90 is 9.0)."""
+    built = triton.compile(case.source(), target=GPUTarget("cuda", arch, 32), options=case.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage, sass = (_cuobjdump(flag, file.name) for flag in ("--dump-resource-usage", "-sass"))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    opcodes = Counter(m.group(1).split(".")[0] for m in map(_OPCODE.match, sass.splitlines()) if m)
+    instructions = sum(opcodes.values()) - opcodes["NOP"]  # NOPs fill the last cache line of the program
+    threads = 32 * case.options["num_warps"]
+    return Report(
+        registers=int(found[1]),
+        stack=int(found[2]),
+        shared=built.metadata.shared,
+        instructions_an_element=instructions * threads / case.elements,
+        opcodes=opcodes,
+        ptx=built.asm["ptx"],
+        ttir=built.asm["ttir"],
+    )
+
+
+def compile_amd(case: Case, arch: str = AMD) -> int:
+    """Compile for an AMD GPU; the shared memory it takes, in bytes."""
+    target = GPUTarget("hip", arch, 64)
+    return int(triton.compile(case.source(), target=target, options=case.options).metadata.shared)
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    return subprocess.run([_TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True).stdout
+
+
+def cases() -> Iterator[Case]:
+    """Every shipped kernel in every shipped configuration."""
+    yield from _langevin()
+    yield from _noise()
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+_COUNTERS = {"first_chain": "i64", "key_low": "i32", "key_high": "i32", "step": "i32"}
+_SIZES = {"n_chains": "i32", "n_features": "i32", "n_groups": "i32"}
+
+
+def _langevin() -> Iterator[Case]:
+    from fastscore_kernels.langevin import langevin_step_kernel
+    from fastscore_kernels.launch import tile_counters
+
+    for dtype in _DTYPES:
+        compute = "*fp64" if dtype == "fp64" else "*fp32"
+        pointers = dict.fromkeys(("out_ptr", "x_ptr", "score_ptr"), f"*{dtype}")
+        for features in (4096, 64, 2):
+            _, options = tile_counters(1 << 20, -(-features // 4), _DTYPES[dtype])
+            warps = {"num_warps": options.pop("num_warps")}
+            aligned = ("out_ptr", "x_ptr", "score_ptr", *(("n_features", "n_groups") if features % 64 == 0 else ()))
+            yield Case(
+                name=f"langevin_step {dtype} D={features}",
+                kernel=langevin_step_kernel,
+                signature={**pointers, "step_size_ptr": compute, "temperature_ptr": compute, **_SIZES, **_COUNTERS},
+                constexprs={"PER_FEATURE": False, **options},
+                elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * min(4, features),
+                aligned=aligned,
+                options=warps,
+            )
+
+
+def _noise() -> Iterator[Case]:
+    from fastscore_kernels.launch import tile_counters
+    from fastscore_kernels.noise import RADEMACHER_TILE, normal_kernel, rademacher_kernel
+
+    for kernel, lanes, tile in ((normal_kernel, 4, None), (rademacher_kernel, 128, RADEMACHER_TILE)):
+        for dtype in ("fp32", "bf16", "fp64"):
+            _, options = tile_counters(1 << 20, 4096 // lanes, _DTYPES[dtype], tile)
+            warps = {"num_warps": options.pop("num_warps")}
+            yield Case(
+                name=f"{kernel.__name__.removesuffix('_kernel')} {dtype} D=4096",
+                kernel=kernel,
+                signature={"out_ptr": f"*{dtype}", **_SIZES, **_COUNTERS},
+                constexprs={"STREAM": 2, **options},
+                elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * lanes,
+                aligned=("out_ptr", "n_features", "n_groups"),
+                options=warps,
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print, and with --write record, the figures of every case."""
+    parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--write", action="store_true", help=f"record the figures in {RECORD.name}")
+    write = parser.parse_args(argv).write
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for case in cases():
+        for arch in NVIDIA:
+            figures = compile_nvidia(case, arch).figures()
+            rows.setdefault(case.name, {})[f"sm_{arch}"] = figures
+            print(f"{case.name:32} sm_{arch:<4}", *(f"{k}={v:g}" for k, v in figures.items()))
+        rows[case.name][AMD] = {"shared": compile_amd(case)}
+    if write:
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
