@@ -30,7 +30,7 @@ class Settings:
     """What a run of this demonstration may vary."""
 
     width: int = 256
-    n_steps: int = 7000
+    n_steps: int = 6000
     batch: int = 256
     learning_rate: float = 4e-3
     smallest_sigma: float = 0.05  # less than half of the distance 1/8 between two grey levels
