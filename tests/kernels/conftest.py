@@ -1,0 +1,50 @@
+"""Every kernel test runs on poisoned memory with guarded margins, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastscore
+
+MARGIN = 256
+CANARY = -7.25
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def triton_backend() -> Iterator[None]:
+    with fastscore.use_backend("triton"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.empty gives NaN inside a larger buffer: a forgotten write shows, and so does a write past either end."""
+    real, buffers = torch.empty, []
+
+    def empty(*size: Any, dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
+        shape = tuple(size[0]) if size and not isinstance(size[0], int) else size
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point or options:
+            return real(shape, dtype=dtype, device=device, **options)
+        n = math.prod(shape)
+        buffer = real(n + 2 * MARGIN, dtype=dtype, device=device).fill_(CANARY)
+        buffer[MARGIN : MARGIN + n] = math.nan
+        buffers.append((buffer, n))
+        return buffer[MARGIN : MARGIN + n].view(shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    yield
+    for buffer, n in buffers:
+        assert (buffer[:MARGIN] == CANARY).all(), "a kernel wrote before its output"
+        assert (buffer[MARGIN + n :] == CANARY).all(), "a kernel wrote past its output"
