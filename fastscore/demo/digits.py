@@ -13,12 +13,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from fastscore import annealed_langevin_dynamics, noise
+from fastscore import ScoreMLP, annealed_langevin_dynamics, implicit_score_matching, noise
 from fastscore.demo import ladder, pictures
 from fastscore.demo.quality import PRESENT, Quality, assess
 from fastscore.demo.training import Trained, train
-from fastscore.losses import implicit_score_matching
-from fastscore.networks import ScoreMLP
 
 LEVELS = 16  # a pixel is a whole number from 0 to 16
 WATCHED = 4  # noise levels at which a held-out digit is watched during training
@@ -41,7 +39,7 @@ class Settings:
     @classmethod
     def fast(cls) -> Settings:
         """A few seconds' worth: every stage runs, and the pictures show what little has been learned."""
-        return cls(width=64, n_steps=150, n_steps_each=5)
+        return cls(width=64, n_steps=150, n_steps_each=5, n_samples=300, n_held_out=200)
 
 
 class Digits(NamedTuple):

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore import gradient_ascent, langevin_dynamics
+from fastscore import ScoreMLP, gradient_ascent, implicit_score_matching, langevin_dynamics
 from fastscore.demo import pictures
 from fastscore.demo.training import Trained, train
-from fastscore.losses import implicit_score_matching
 from fastscore.metrics import fisher_divergence
-from fastscore.networks import ScoreMLP
 from fastscore.targets import GaussianMixture
 
 EXTENT = 5.0  # the square that is drawn, and that the chains start in
