@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastscore.ops._cpu import matmul
 from fastscore.ops.mlp_tiles import Gradients, Scratch
 from fastscore.reference.mlp import MLP
 
@@ -47,7 +48,7 @@ class Bilinear:
         slope = jets[0][1]
         total = slope @ self.parameters[-1] if self.direct else slope.new_zeros(())
         if self.deep:
-            self.carried = torch.mm(slope, self.parameters[0].t(), out=scratch("carried", *jets[1][1].shape))
+            self.carried = matmul(slope, self.parameters[0].t(), scratch("carried", *jets[1][1].shape))
             total = torch.mul(self.carried, jets[1][1], out=scratch("product", *self.carried.shape)).sum(1) + total
         return (total.unsqueeze(1),)
 
@@ -67,17 +68,15 @@ class Bilinear:
             return [below], None
         above = jets[1][1] if g is None else torch.mul(jets[1][1], g, out=scratch("product", *jets[1][1].shape))
         sums.product(("form", 0), above, slope)
+        through = matmul(above, self.parameters[0], scratch("dslope1", *slope.shape))
         if self.direct:
-            below.addmm_(above, self.parameters[0])
-        else:
-            torch.mm(above, self.parameters[0], out=below)
-        return [below, _weighted(self.carried, g)], None
+            through.add_(below)
+        return [through, _weighted(self.carried, g)], None
 
 
 def _carry(tangents: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """`T W` for `[n, K, H]` tangents: one matrix product over all of them."""
-    torch.mm(tangents.flatten(0, 1), weight, out=out.view(-1, out.shape[-1]))
-    return out
+    return matmul(tangents.flatten(0, 1), weight, out.view(-1, out.shape[-1])).view(out.shape)
 
 
 def _contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor:
@@ -119,8 +118,7 @@ class Tangents:
         self.below: list[Tensor | None] = [None]  # T_{l-1} of layer l
         if self.residuals[1]:
             self.below[0] = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
-        carried = scratch("Q1", count, columns, jets[1][1].shape[1])
-        torch.mm(jets[0][1], inward.t(), out=carried.view(count, -1))
+        carried = matmul(jets[0][1], inward.t(), scratch("Q1", count, len(inward))).view(count, columns, -1)
         self.carried = [carried]  # Q_l of layers 1 to meet
         for layer, weight in enumerate(middle, 2):
             tangents = torch.mul(carried, jets[layer - 1][1].unsqueeze(1), out=scratch(f"T{layer - 1}", *carried.shape))
@@ -129,8 +127,7 @@ class Tangents:
             self.below.append(tangents)
             carried = _carry(tangents, weight.t(), scratch(f"Q{layer}", count, columns, len(weight)))
             self.carried.append(carried)
-        self.cotangents = scratch("P", *carried.shape)
-        torch.mm(jets[-1][1], outward.t(), out=self.cotangents.view(count, -1))
+        self.cotangents = matmul(jets[-1][1], outward.t(), scratch("P", count, len(outward))).view(carried.shape)
         if self.residuals[-1]:
             self.cotangents.add_(last)
         self.met = _contract(self.cotangents, carried, "met", scratch)
@@ -159,7 +156,7 @@ class Tangents:
         _weighted(carried, g)  # dP
 
         flat = carried.view(len(carried), -1)
-        gradients[-1] = torch.mm(flat, outward, out=scratch("dslope_last", *slopes[-1].shape))
+        gradients[-1] = matmul(flat, outward, scratch("dslope_last", *slopes[-1].shape))
         sums.product(("form", 1), flat, slopes[-1])
         if self.residuals[-1]:
             sums.total(("form", 3), carried)
@@ -178,7 +175,7 @@ class Tangents:
             change = torch.mul(arriving, slopes[layer].unsqueeze(1), out=scratch("dQ", *arriving.shape))
 
         flat = change.view(len(change), -1)
-        gradients[0] = torch.mm(flat, inward, out=scratch("dslope0", *slopes[0].shape))
+        gradients[0] = matmul(flat, inward, scratch("dslope0", *slopes[0].shape))
         sums.product(("form", 0), flat, slopes[0])
         if residual is not None:
             gradients[0].add_(_contract(residual, first, "dslope_first", scratch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastscore.ops._cpu import matmul
 from fastscore.ops.mlp_forms import Jets, _carry, _contract
 from fastscore.ops.mlp_tiles import Gradients, Scratch
 from fastscore.reference.mlp import MLP
@@ -42,7 +43,7 @@ class Laplacian:
             bent = torch.mul(adjoint, jets[layer][1], out=scratch(f"bent{layer}", *jets[layer][1].shape))
             self.bent.insert(0, bent)
             if layer:
-                below = torch.mm(bent, middle[layer - 1], out=scratch(f"a{layer - 1}", *jets[layer - 1][1].shape))
+                below = matmul(bent, middle[layer - 1], scratch(f"a{layer - 1}", *jets[layer - 1][1].shape))
                 adjoint = below.add_(adjoint) if self.residuals[layer] else below
                 self.adjoints.insert(0, adjoint)
         score = torch.mm(self.bent[0], first.t()).neg_()
@@ -67,9 +68,9 @@ class Laplacian:
             carried = scratch(f"Q{layer}", count, columns, jets[layer][1].shape[1])
             below = self.tangents[-1]
             if layer == 1:
-                torch.mm(jets[0][1], inward.t(), out=carried.view(count, -1))
+                carried = matmul(jets[0][1], inward.t(), carried.view(count, -1)).view(carried.shape)
             elif below is not None:
-                _carry(below, middle[layer - 1].t(), carried)
+                carried = _carry(below, middle[layer - 1].t(), carried)
             self.carried.append(carried)
             norms.append(_contract(carried, carried, f"norm{layer}", scratch))
             if layer < len(jets) - 1:
@@ -111,7 +112,7 @@ class Laplacian:
             below = self.tangents[layer - 1]
             if layer == 1:
                 flat = change.view(len(change), -1)
-                slopes[0] = torch.mm(flat, inward, out=scratch("dslope0", *slopes[0].shape))
+                slopes[0] = matmul(flat, inward, scratch("dslope0", *slopes[0].shape))
                 sums.product(("form", 1), flat, jets[0][1])
                 if straight is not None:
                     slopes[0].add_(_contract(straight, first, "dslope_first", scratch))
@@ -144,6 +145,6 @@ class Laplacian:
                 sums.total(("form", 3), arriving)
                 return
             sums.product(("form", 4 + layer), self.bent[layer + 1], arriving)
-            change = torch.mm(arriving, middle[layer].t(), out=scratch(f"dbent{layer + 1}", *jets[layer + 1][1].shape))
+            change = matmul(arriving, middle[layer].t(), scratch(f"dbent{layer + 1}", *jets[layer + 1][1].shape))
             if self.residuals[layer + 1]:
                 on_adjoints[layer + 1].add_(arriving)

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastscore.ops._cpu import accumulate, matmul
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -86,9 +87,9 @@ class Gradients:
     def product(self, key: Key, left: Tensor, right: Tensor) -> None:
         """Add `left' right`, summed over their rows."""
         if key in self.flipped:
-            self.sums[key].addmm_(right.t(), left)
+            accumulate(self.sums[key], right, left)
         elif key in self.sums:
-            self.sums[key].addmm_(left.t(), right)
+            accumulate(self.sums[key], left, right)
 
     def total(self, key: Key, rows: Tensor, weights: Tensor | None = None) -> None:
         """Add the sum over rows, each times its weight."""
@@ -144,12 +145,7 @@ def ascend(
     """Return the output of a tile, `h_0 = x, h_1, ..., h_L`, and the jets `(phi, phi', ...)` of every hidden layer."""
     values, jets = [x], []
     for layer, weight in enumerate(mlp.weights):
-        z = scratch(f"z{layer}", len(x), len(weight))
-        bias = mlp.biases[layer]
-        if bias is None:
-            torch.mm(values[-1], weight.t(), out=z)
-        else:
-            torch.addmm(bias, values[-1], weight.t(), out=z)
+        z = matmul(values[-1], weight.t(), scratch(f"z{layer}", len(x), len(weight)), mlp.biases[layer])
         if shifts and (shift := shifts[layer]) is not None:
             z.add_(shift[rows])
         if layer == mlp.depth:
@@ -195,7 +191,7 @@ def descend(
             yield layer, dz
             if layer == 0:
                 return
-            below = torch.mm(dz, mlp.weights[layer], out=scratch(f"dh{layer % 2}", *values[layer].shape))
+            below = matmul(dz, mlp.weights[layer], scratch(f"dh{layer % 2}", *values[layer].shape))
             above = below if above is None or not mlp.residuals[layer] else below.add_(above)
 
 

@@ -1,0 +1,58 @@
+"""Matrix products on whichever library is fast on this machine's CPU.
+
+MKL, behind `torch.mm`, takes its AVX2 code path on an AMD processor that has AVX-512, at half the speed of oneDNN,
+which torch uses for convolutions: there a large product is written as a 1x1 convolution. The choice follows the
+processor, not a timing, so results do not change from run to run.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+# Below these a convolution's set-up costs more than the product gains.
+_ROWS, _SIDE = 512, 64
+
+
+def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `left right (+ bias)`, `[n, K] x [K, N]`, in `out` or in new memory."""
+    if _convolves(left, right.shape[1]):
+        made = F.conv2d(_image(left), right.t()[:, :, None, None], bias)
+        return made.permute(0, 2, 3, 1).reshape(len(left), -1)
+    if bias is None:
+        return torch.mm(left, right, out=out)
+    return torch.addmm(bias, left, right, out=out)
+
+
+def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left' right`, `[n, N]' x [n, K]`, to `total` in place."""
+    if _convolves(left, right.shape[1]):
+        size = (left.shape[1], right.shape[1], 1, 1)
+        total.add_(conv2d_weight(_image(right), size, _image(left)).view(size[:2]))
+    else:
+        total.addmm_(left.t(), right)
+
+
+def _image(rows: Tensor) -> Tensor:
+    """`[n, C]` as an image `[1, C, n, 1]` with its channels together in memory, strides of torch.channels_last."""
+    return rows.contiguous().view(1, len(rows), 1, -1).permute(0, 3, 1, 2)
+
+
+def _convolves(left: Tensor, side: int) -> bool:
+    """Whether a product of `left`, with another side of this length, is large, and faster as a convolution."""
+    large = len(left) >= _ROWS and min(left.shape[1], side) >= _SIDE
+    return large and left.dtype == torch.float32 and left.device.type == "cpu" and mkl_is_slow()
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether the processor is an AMD one with AVX-512."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    known = Path("/proc/cpuinfo")
+    return known.exists() and "AuthenticAMD" in known.read_text()
