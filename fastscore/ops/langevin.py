@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.ops import _dispatch, noise
+from fastscore.ops import _cpu_chain, _dispatch, noise
 from fastscore.reference import langevin as reference
 from fastscore.reference.philox import Stream
 
@@ -35,6 +35,8 @@ def _step(
         flat = step_size.flatten() if step_size.dim() else step_size
         made = kernels.langevin_step(x.reshape(rows), score.reshape(rows), flat, temperature, seed, step, first_chain)
         return made.view(x.shape)  # type: ignore[no-any-return]
+    if (stepped := _cpu_chain.langevin_step(x, score, step_size, temperature, seed, step, first_chain)) is not None:
+        return stepped
     return reference.langevin_step(x, score, step_size, temperature, _noise(x, seed, step, first_chain))
 
 

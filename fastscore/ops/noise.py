@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.ops import _dispatch
+from fastscore.ops import _cpu_chain, _dispatch
 from fastscore.reference import philox
 
 _BLOCK = 1 << 15  # counters worked on at a time on a CPU: their words stay in the cache
@@ -54,6 +54,10 @@ def _normal(
         return torch.empty(n, width, dtype=dtype, device=device)
     if (kernels := _dispatch.kernels("noise", device)) is not None:
         return kernels.normal(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
+    if dtype == torch.float32 and device.type == "cpu":
+        made = _cpu_chain.normal(n, width, seed, stream, step, first_chain)
+        if made is not None:
+            return made
 
     def make(chain: Tensor) -> Tensor:
         return philox.normals(seed, stream, step, chain, width, computed(dtype)).to(dtype)

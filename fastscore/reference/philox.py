@@ -39,9 +39,18 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# -2 ln(1 - t) = t (2 + t + 2/3 t^2 + ...), for t below 1/16 where the float32 logarithm of 1 - t has lost its digits.
-LOG_SMALL = 1 / 16
-LOG_COEFFICIENTS = (2.0, 1.0, 2 / 3, 1 / 2, 2 / 5, 1 / 3)
+# -2 ln(1 + f) = f P(f) for f in [sqrt(1/2) - 1, sqrt(2) - 1), to a relative 1.7e-7.
+LOG_COEFFICIENTS = (
+    -1.9999998906458825,
+    1.0000073026645644,
+    -0.6667011735653527,
+    0.499398165516169,
+    -0.3980034641012609,
+    0.34501696392269265,
+    -0.32445048767948886,
+    0.20213528246422405,
+)
+_SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2) in float32
 # Minimax polynomials of sin and cos on [-pi/4, pi/4] (Cephes, S. Moshier: sinf.c), to float32 accuracy.
 SIN_COEFFICIENTS = (1.0, -1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4)
 COS_COEFFICIENTS = (1.0, -0.5, 4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5)
@@ -74,14 +83,20 @@ def words(seed: Word, stream: int, step: Word, chain: Tensor, group: Tensor) -> 
 def radius(word: Tensor, dtype: torch.dtype) -> Tensor:
     """sqrt(-2 ln u), u = (word + 0.5) 2^-32, for float32 or float64; the largest is sqrt(66 ln 2) = 6.7637.
 
-    Float32 cannot hold u near 1, so words above 2^31 go through t = 1 - u, which it holds exactly.
+    Float32 cannot hold u near 1, so words above 2^31 go through t = 1 - u, which it holds exactly. The logarithm is
+    written out, u = 2^e (1 + f), -2 ln u = f P(f) - 2 e ln 2, and the root taken in float64, because torch's own on
+    float32 are not rounded alike on all machines.
     """
     if dtype == torch.float64:
         return torch.sqrt(-2.0 * torch.log((word.to(dtype) + 0.5) * 2.0**-32))
     upper = word >= 1 << 31
-    t = (torch.where(upper, MASK - word, word).to(dtype) + 0.5) * 2.0**-32
-    log = -2.0 * torch.log(torch.where(upper, 1.0 - t, t))
-    return torch.sqrt(torch.where(upper & (t < LOG_SMALL), t * polynomial(t, LOG_COEFFICIENTS), log))
+    t = (torch.where(upper, MASK - word, word).to(torch.int32).to(dtype) + 0.5) * 2.0**-32
+    u = torch.where(upper, 1.0 - t, t).view(torch.int32)
+    exponent = (u - _SQRT_HALF) & -0x800000
+    f = (u - exponent).view(dtype) - 1.0
+    f = torch.where(upper & (exponent == 0), -t, f)
+    log = polynomial(f, LOG_COEFFICIENTS) * f - exponent.to(dtype) * (2.0 * math.log(2.0) * 2.0**-23)
+    return torch.sqrt(log.double()).to(dtype)
 
 
 def direction(word: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, p
 
 
 class AnnealedLangevin:
-    """The ladder as `init` and `step`: step k is at level i = k div n_steps_each, a_i = eps (sigma_i / sigma_last)^2."""
+    """The ladder, as `init` and `step`: step k is at level k div n_steps_each, a_i = eps (sigma_i / sigma_last)^2."""
 
     def __init__(
         self,

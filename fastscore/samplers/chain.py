@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fastscore import _checks
 
 POLICIES = ("raise", "freeze", "ignore")
+_LEAP = 256  # steps made at once at most: what an interrupt waits for, and what is made again to find a bad step
 _LOOK_EVERY = 64  # steps between two looks at the flags of a GPU: looking waits for it
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
@@ -35,6 +36,14 @@ class Algorithm(Protocol[State]):
 
     def step(self, state: State, k: int) -> State:
         """Step number k (counted from the very first step of the chain); must not change `state`."""
+
+
+@runtime_checkable
+class Leaping(Algorithm[State], Protocol[State]):
+    """An algorithm that can make many steps at once, to the same bits as one by one."""
+
+    def advance(self, state: State, k: int, n: int) -> State | None:
+        """The state after steps k to k + n - 1, or None where they have to be made one by one."""
 
 
 class NonFiniteError(RuntimeError):
@@ -99,6 +108,14 @@ class Run:
         """States kept: every `thin`-th after the burn-in."""
         return (self.n_steps - self.burn_in) // self.thin
 
+    def leap(self, k: int) -> int:
+        """How many steps can be made after the first k before a state has to be looked at."""
+        n = min(_LEAP, self.n_steps - k)
+        if not (self.return_trajectory or self.return_diagnostics):
+            return n
+        to_keep = self.thin - (k - self.burn_in) % self.thin if k >= self.burn_in else self.burn_in + self.thin - k
+        return min(n, to_keep)
+
     def kept_after(self, k: int) -> int | None:
         """The index under which the state after step k (counted from this run's first) is kept, or None."""
         n, rest = divmod(k + 1 - self.burn_in, self.thin)
@@ -111,6 +128,7 @@ class Guard:
     def __init__(self, run: Run, x: Tensor) -> None:
         self.policy, self.first_chain = run.on_nonfinite, run.first_chain
         self.first_bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        self.replay_until = 0  # steps up to here are made singly: a leap over them failed
         self._look_now = x.device.type == "cpu"
 
     def __call__(self, old: State, new: State, k: int) -> State:
@@ -125,6 +143,17 @@ class Guard:
         if self._look_now or k % _LOOK_EVERY == _LOOK_EVERY - 1:
             self.look()
         return new
+
+    def after_leap(self, old: State, new: State) -> State | None:
+        """The state to go on with after a leap; None if a chain broke on the way: make the steps singly."""
+        if self.policy == "ignore":
+            return new
+        frozen = self.first_bad >= 0
+        if not self._any_frozen():
+            return new if math.isfinite(new[0].sum()) or bool(torch.isfinite(new[0]).all()) else None
+        if not bool((torch.isfinite(new[0]).flatten(1).all(1) | frozen).all()):
+            return None
+        return type(new)(*(torch.where(_rows(frozen, n), o, n) for o, n in zip(old, new, strict=True)))
 
     def look(self) -> None:
         """Raise now if the policy is to raise and a chain was found not finite."""
@@ -155,11 +184,12 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     guard = Guard(run, x)
     done: tuple[State, int] = (state, 0)  # one object, so that an interrupt never sees a state of another step
     try:
-        with torch.no_grad():
-            for k in tqdm(range(run.n_steps), disable=not run.progress, leave=False, unit="step"):
-                step = run.first_step + k
-                done = (guard(done[0], algorithm.step(done[0], step), step), k + 1)
-                if (kept := run.kept_after(k)) is not None:
+        with torch.no_grad(), tqdm(total=run.n_steps, disable=not run.progress, leave=False, unit="step") as bar:
+            while done[1] < run.n_steps:
+                old, k = done
+                done = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
+                bar.update(done[1] - k)
+                if (kept := run.kept_after(done[1] - 1)) is not None:
                     position = done[0][0]
                     if trajectory is not None:
                         trajectory[:, kept] = position
@@ -174,6 +204,25 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     if moments is None:
         return done[0], output
     return done[0], (output, {"mean": moments[0], "var": moments[1], "first_nonfinite": guard.first_bad})
+
+
+def _step(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int]:
+    """(state, steps made) after one step more."""
+    step = run.first_step + k
+    return guard(state, algorithm.step(state, step), step), k + 1
+
+
+def _leap(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int] | None:
+    """(state, steps made) after as many steps as nothing looks at; None where they have to be made one by one."""
+    n = run.leap(k)
+    if n <= 1 or k < guard.replay_until or not isinstance(algorithm, Leaping):
+        return None
+    made = algorithm.advance(state, run.first_step + k, n)
+    settled = guard.after_leap(state, made) if made is not None else None
+    if settled is None:
+        guard.replay_until = k + n
+        return None
+    return settled, k + n
 
 
 def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[int], float | Tensor]:

@@ -1,0 +1,165 @@
+"""Compiles the CPU kernels once a machine, and runs them on torch's number of threads.
+
+A plain C compiler is enough (no headers of torch or Python), and takes a second or two. What it made is kept in the
+user's cache folder under the hash of source, flags and compiler, written atomically. Where there is no compiler, or it
+fails, or what it made does not repeat the reference's noise to the bit, there is no library and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from fastscore.ops._cpu_source import SOURCE
+from fastscore.reference import philox
+
+_COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_MACHINE = {"AVX2": ("-mavx2",), "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}
+_SECONDS = 60  # a compiler that takes longer is stuck
+
+
+class _Found:
+    """What is known of the library in this process."""
+
+    lock = threading.Lock()
+    library: ctypes.CDLL | None = None
+    looked = built = False
+
+
+def library(*, build: bool) -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there are none.
+
+    They are loaded if this machine has them. If not, they are compiled where `build` says that the work repays it; a
+    process in which nothing did goes on without, whatever other processes compile meanwhile.
+    """
+    if _Found.library is None and not (_Found.built or (_Found.looked and not build)):
+        with _Found.lock:
+            if _Found.library is None and not (_Found.built or (_Found.looked and not build)):
+                _Found.library = _find(build)
+                _Found.looked, _Found.built = True, build
+    return _Found.library
+
+
+def _find(build: bool) -> ctypes.CDLL | None:
+    """Load the library, or compile and load it; None for any reason why not."""
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    flags = (*_FLAGS, *_MACHINE.get(torch.backends.cpu.get_cpu_capability(), ()))
+    key = "\0".join((SOURCE, *flags, platform.system(), platform.machine()))
+    name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
+        with _folder() as folder:
+            path = folder / name
+            if not path.exists():
+                if compiler is None or not build:
+                    return None
+                _compile(compiler, flags, path)
+            loaded = ctypes.CDLL(str(path))
+        return loaded if _repeats_the_reference(loaded) else None
+    return None
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """The user's cache folder; a temporary one where it cannot be written."""
+    try:
+        folder = Path.home() / ".cache" / "fastscore"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):
+        writable = False
+    if writable:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fastscore-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+    """Compile to a file of its own and put it in place at once: other processes may be doing the same."""
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+        source, made = Path(folder) / "kernels.c", Path(folder) / "kernels.so"
+        source.write_text(SOURCE)
+        command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        made.replace(path)
+
+
+def _repeats_the_reference(loaded: ctypes.CDLL) -> bool:
+    """Whether the library's normals are the reference's, bit for bit, for rows shorter and longer than a block."""
+    seed, step, first = 0x299F31D0A4093822, 0x13198A2E, (1 << 40) - 3
+    for n, width in ((70, 2), (3, 301)):
+        made = torch.empty(n, width)
+        call_langevin(loaded, None, None, made, None, None, (0, n * -(-width // 4)), seed, 3, step, first)
+        chains = torch.arange(first, first + n)
+        if not torch.equal(made, philox.normals(seed, 3, step, chains, width, torch.float32)):
+            return False
+    return True
+
+
+def call_langevin(
+    loaded: ctypes.CDLL,
+    x: torch.Tensor | None,
+    score: torch.Tensor | None,
+    out: torch.Tensor,
+    a: torch.Tensor | None,
+    c: torch.Tensor | None,
+    counters: tuple[int, int],
+    seed: int,
+    stream: int,
+    step: int,
+    first_chain: int,
+) -> None:
+    """out = x + a score + c e on contiguous float32 `[B, D]`, a and c 0-dim or `[D]`; e where x is None.
+
+    Only the counters `[begin, end)` are worked on, of which every row has ceil(D / 4).
+    """
+    begin, end = map(ctypes.c_uint64, counters)
+    width, vary = ctypes.c_uint64(out.shape[1]), ctypes.c_uint64(a is not None and a.dim() > 0)
+    named = key(seed, step, stream, first_chain)
+    loaded.langevin(pointer(x), pointer(score), pointer(out), begin, end, width, vary, pointer(a), pointer(c), *named)
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """The address of a contiguous tensor's first element, null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def key(seed: int, step: int, stream: int, first_chain: int) -> tuple[object, ...]:
+    """The arguments that end every kernel's list."""
+    words = (seed & philox.MASK, seed >> 32 & philox.MASK, step, stream)
+    return (*map(ctypes.c_uint32, words), ctypes.c_uint64(first_chain))
+
+
+def parallel(run: Callable[[tuple[int, int]], object], n: int, block: int, threads: int) -> None:
+    """`run((begin, end))` over [0, n) on up to `threads` threads, cut at multiples of `block`."""
+    blocks = -(-n // block)
+    threads = max(1, min(threads, blocks))
+    edges = [min(n, block * (blocks * i // threads)) for i in range(threads + 1)]
+    parts = list(itertools.pairwise(edges))
+    waiting = [_pool(os.getpid(), threads).submit(run, part) for part in parts[1:]]
+    try:
+        run(parts[0])
+    finally:  # the kernels write to memory of the caller's: it may not go on before they are done
+        for future in waiting:
+            future.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: those of a parent do not survive its fork."""
+    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="fastscore")

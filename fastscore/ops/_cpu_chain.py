@@ -1,0 +1,129 @@
+"""What the compiled CPU kernels offer to `ops`: normals, a Langevin step, and whole chains towards a mixture.
+
+They take contiguous float32 CPU tensors. Noise and steps are the reference's bits; a chain's states are the reference's
+to float32 rounding, and do not depend on the batch they are in nor on how the steps are cut into calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastscore import _config
+from fastscore.ops import _cpu_build
+from fastscore.reference.philox import Stream
+
+_REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
+_THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
+_BLOCK = 64  # the kernels' block of counters or chains
+
+
+def expect(x: Tensor, work: int) -> None:
+    """Announce so many normals (or components of a mixture at a point) for x, and compile now if they repay it."""
+    _library(x, work)
+
+
+def _library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
+    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
+        return None
+    return _cpu_build.library(build=work >= _REPAYS)
+
+
+def _threads(elements: int) -> int:
+    return min(torch.get_num_threads(), max(1, elements // _THREAD_ELEMENTS))
+
+
+def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
+    """Float32 normals `[n, width]`, or None where nothing compiled can make them."""
+    out = torch.empty(n, width)
+    if (found := _library(out, out.numel())) is None:
+        return None
+
+    def run(part: tuple[int, int]) -> None:
+        _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
+
+    _cpu_build.parallel(run, n * -(-width // 4), _BLOCK, _threads(out.numel()))
+    return out
+
+
+def langevin_step(
+    x: Tensor, score: Tensor, step_size: Tensor, temperature: Tensor, seed: int, step: int, first_chain: int
+) -> Tensor | None:
+    """x + a score + sqrt(2 a T) e, or None where nothing compiled can make it."""
+    if score.dtype != torch.float32 or score.device != x.device or x.dtype != torch.float32:
+        return None
+    if (found := _library(x, x.numel())) is None:
+        return None
+    n, width = x.shape[0], x.shape[1:].numel()
+    a = step_size.detach().to(torch.float32)
+    c = torch.sqrt(2.0 * temperature.to(torch.float32) * a)
+    if a.dim():
+        a, c = (v.reshape(-1).contiguous() for v in (a, c))
+    x, score, out = x.contiguous(), score.contiguous(), torch.empty(x.shape)
+    rows = out.view(n, width)
+
+    def run(part: tuple[int, int]) -> None:
+        _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
+
+    _cpu_build.parallel(run, n * -(-width // 4), _BLOCK, _threads(x.numel()))
+    return out
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The constants of a Gaussian mixture: float32, contiguous."""
+
+    means: Tensor  # [K, D]
+    inverse: Tensor  # [K, D] or lower triangular [K, D, D]: L_k^-1
+    log_scale: Tensor  # [K]
+
+    def chain(
+        self,
+        x: Tensor,
+        step_sizes: Tensor,
+        temperatures: Tensor,
+        clamp: tuple[float, float] | None,
+        counters: tuple[int, int, int],
+    ) -> Tensor | None:
+        """Rows of x `[B, D]` after as many steps as step_sizes `[S, D or 1]` and temperatures `[S, 1]` have rows.
+
+        Args:
+            x: float32; not changed.
+            step_sizes: a, a step and feature.
+            temperatures: T, a step.
+            clamp: applied to the state after every step.
+            counters: seed, number of the first of these steps, global index of row 0.
+
+        Returns:
+            The states, or None where nothing compiled can make them.
+        """
+        if (found := _library(x)) is None:
+            return None
+        out = x.clone(memory_format=torch.contiguous_format)
+        n_steps, (k, d) = step_sizes.shape[0], self.means.shape
+        a = step_sizes.to(torch.float32).expand(n_steps, d).contiguous()
+        c = torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
+        low, high = clamp or (0.0, 0.0)
+        seed, step, first_chain = counters
+
+        def run(rows: tuple[int, int]) -> None:
+            failed = found.mixture_chain(
+                _cpu_build.pointer(out),
+                *map(ctypes.c_uint64, rows),
+                *map(ctypes.c_int, (k, d, self.inverse.dim() == 3)),
+                *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
+                ctypes.c_int(n_steps),
+                *map(_cpu_build.pointer, (a, c)),
+                ctypes.c_int(clamp is not None),
+                *map(ctypes.c_float, (low, high)),
+                *_cpu_build.key(seed, step, Stream.LANGEVIN, first_chain),
+            )
+            if failed:
+                raise MemoryError(f"no memory for a block of {_BLOCK} chains towards {k} components in {d} dimensions")
+
+        _cpu_build.parallel(run, x.shape[0], _BLOCK, _threads(out.numel() * k * n_steps))
+        return out

@@ -1,0 +1,251 @@
+"""The CPU kernels in C, compiled on the user's machine by `fastscore.ops._cpu_build`.
+
+Noise is `fastscore.reference.philox` operation by operation (contraction to fused multiply-adds is switched off), so it
+is the same bits as the reference on every machine; so is a Langevin step. Everything works on blocks of 64 counters or
+chains, whole blocks only, so a row's bits do not depend on the batch it is in.
+"""
+
+SOURCE = r"""
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+typedef uint32_t u32;
+typedef uint64_t u64;
+enum { W = 64 };
+typedef struct { u32 k0, k1, step, stream; } Key;
+
+static inline float as_float(u32 bits) { float f; memcpy(&f, &bits, 4); return f; }
+static inline u32 as_bits(float f) { u32 bits; memcpy(&bits, &f, 4); return bits; }
+
+/* Philox-4x32-10 on W counters. Words stay in 64-bit lanes whose upper halves are left dirty: a widening
+   multiplication reads the lower halves only. */
+#if defined(__AVX512F__)
+typedef u64 lanes __attribute__((vector_size(64)));
+#define WIDE(a, b) ((lanes)_mm512_mul_epu32((__m512i)(a), (__m512i)(b)))
+#elif defined(__AVX2__)
+typedef u64 lanes __attribute__((vector_size(32)));
+#define WIDE(a, b) ((lanes)_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
+#else
+typedef u64 lanes __attribute__((vector_size(16)));
+#define WIDE(a, b) (((a) & 0xffffffffu) * ((b) & 0xffffffffu))
+#endif
+enum { L = sizeof(lanes) / 8 };
+
+static void words(Key key, const u64 *chain, const u64 *group, u64 *restrict w) {
+  const lanes m0 = (lanes){0} + 0xD2511F53u, m1 = (lanes){0} + 0xCD9E8D57u;
+  for (int i = 0; i < W; i += 2 * L) {
+    lanes a0, a1, a2 = (lanes){0} + key.step, b0, b1, b2 = a2;
+    memcpy(&a0, group + i, sizeof a0); memcpy(&b0, group + i + L, sizeof b0);
+    memcpy(&a1, chain + i, sizeof a1); memcpy(&b1, chain + i + L, sizeof b1);
+    lanes a3 = key.stream + ((a1 >> 32) << 8), b3 = key.stream + ((b1 >> 32) << 8);
+    u32 k0 = key.k0, k1 = key.k1;
+    for (int round = 0; round < 10; round++) {
+      lanes p0 = WIDE(a0, m0), p1 = WIDE(a2, m1), q0 = WIDE(b0, m0), q1 = WIDE(b2, m1);
+      lanes key0 = (lanes){0} + k0, key1 = (lanes){0} + k1;
+      a0 = (p1 >> 32) ^ a1 ^ key0; a1 = p1; a2 = (p0 >> 32) ^ a3 ^ key1; a3 = p0;
+      b0 = (q1 >> 32) ^ b1 ^ key0; b1 = q1; b2 = (q0 >> 32) ^ b3 ^ key1; b3 = q0;
+      k0 += 0x9E3779B9u; k1 += 0xBB67AE85u;
+    }
+    lanes out[8] = {a0, b0, a1, b1, a2, b2, a3, b3};
+    for (int word = 0; word < 4; word++) memcpy(w + word * W + i, out + 2 * word, 2 * sizeof a0);
+  }
+}
+
+static void box_muller(const u64 *restrict even, const u64 *restrict odd, float *restrict cosine,
+                       float *restrict sine) {
+  for (int i = 0; i < W; i++) {
+    u32 word = (u32)even[i], upper = (u32)((int32_t)word >> 31), angle = (u32)odd[i], turned = angle + 0x20000000u;
+    float t = ((float)(int32_t)(word ^ upper) + 0.5f) * 0x1p-32f;
+    int32_t u = (int32_t)as_bits(upper ? 1.0f - t : t);
+    int32_t exponent = (u - 0x3F3504F3) & -0x800000;
+    float f = as_float((u32)(u - exponent)) - 1.0f;
+    f = upper && exponent == 0 ? -t : f;
+    float p = 0.20213528246422405f;
+    p = p * f + -0.32445048767948886f;
+    p = p * f + 0.34501696392269265f;
+    p = p * f + -0.3980034641012609f;
+    p = p * f + 0.499398165516169f;
+    p = p * f + -0.6667011735653527f;
+    p = p * f + 1.0000073026645644f;
+    p = p * f + -1.9999998906458825f;
+    float r = sqrtf(p * f - (float)exponent * (float)(1.3862943611198906 * 0x1p-23));
+    float a = (float)(int32_t)(angle << 2) * (float)(2.0 * 3.14159265358979323846 * 0x1p-34), y = a * a;
+    float s = a * (((-1.9515295891e-4f * y + 8.3321608736e-3f) * y + -1.6666654611e-1f) * y + 1.0f);
+    float c = (2.443315711809948e-5f * y + -1.388731625493765e-3f) * y + 4.166664568298827e-2f;
+    c = (c * y + -0.5f) * y + 1.0f;
+    u32 swap = 0u - ((turned >> 30) & 1u), cb = as_bits(c), sb = as_bits(s);
+    cosine[i] = r * as_float(((cb & ~swap) | (sb & swap)) ^ ((turned + 0x40000000u) & 0x80000000u));
+    sine[i] = r * as_float(((sb & ~swap) | (cb & swap)) ^ (turned & 0x80000000u));
+  }
+}
+
+static void normals(Key key, const u64 *chain, const u64 *group, int n_lanes, float *restrict e) {
+  u64 w[4 * W];
+  words(key, chain, group, w);
+  box_muller(w, w + W, e, e + W);
+  if (n_lanes > 2) box_muller(w + 2 * W, w + 3 * W, e + 2 * W, e + 3 * W);
+}
+
+static inline void move(const float *x, const float *score, const float *e, float a, float c, float *out, u64 count) {
+  for (u64 j = 0; j < count; j++) out[j] = x[j] + a * score[j] + c * e[j];
+}
+
+/* out = x + a score + c e, or e alone where x is null, over rows of `width` features, for the counters [begin, last),
+   of which a row has ceil(width / 4); a and c are one number each, or, where `vary` is 1, one for each feature. */
+void langevin(const float *x, const float *score, float *out, u64 begin, u64 last, u64 width, u64 vary,
+              const float *a, const float *c, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain) {
+  const Key key = {k0, k1, step, stream};
+  const u64 groups = (width + 3) / 4;
+  const int n_lanes = width < 4 ? (int)width : 4;
+  u64 chain[W], group[W], row = begin / groups, g = begin % groups;
+  float e[4 * W];
+  for (u64 start = begin; start < last; start += W) {
+    const u64 row0 = row, g0 = g;
+    for (int i = 0; i < W; i++) {
+      chain[i] = first_chain + row; group[i] = g;
+      if (++g == groups) { g = 0; row++; }
+    }
+    normals(key, chain, group, n_lanes, e);
+    const u64 n = last - start < W ? last - start : W;
+    if (groups == 1) {
+      float rows[4 * W];
+      for (int d = 0; d < n_lanes; d++)
+        for (u64 i = 0; i < W; i++) rows[i * width + d] = e[d * W + i];
+      const u64 base = row0 * width, count = n * width;
+      if (!x) { memcpy(out + base, rows, count * sizeof(float)); continue; }
+      if (!vary) { move(x + base, score + base, rows, *a, *c, out + base, count); continue; }
+      for (u64 i = 0; i < count; i++)
+        out[base + i] = x[base + i] + a[i % width] * score[base + i] + c[i % width] * rows[i];
+      continue;
+    }
+    for (u64 i = 0, r = row0, from = g0; i < n; r++, from = 0) {
+      const u64 run = groups - from < n - i ? groups - from : n - i;
+      for (int lane = 0; lane < n_lanes; lane++) {
+        const u64 d = lane * groups + from, base = r * width + d;
+        const u64 count = d >= width ? 0 : (width - d < run ? width - d : run);
+        const float *noise = e + lane * W + i;
+        if (!x) memcpy(out + base, noise, count * sizeof(float));
+        else if (!vary) move(x + base, score + base, noise, *a, *c, out + base, count);
+        else for (u64 j = 0; j < count; j++)
+          out[base + j] = x[base + j] + a[d + j] * score[base + j] + c[d + j] * noise[j];
+      }
+      i += run;
+    }
+  }
+}
+
+/* exp(x) for x <= 0, zero below -87; NaN stays NaN. */
+static inline float exponential(float x) {
+  float bounded = x < -87.0f ? -87.0f : x;
+  float shifted = bounded * 1.44269504089f + 12582912.0f, n = shifted - 12582912.0f;
+  float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = (p * r * r + r) + 1.0f;
+  p = p * as_float((as_bits(shifted) + 127u) << 23);
+  return x < -87.0f ? 0.0f : p;
+}
+
+typedef struct { int n_components, dim, full; const float *means, *inverse, *log_scale; } Mixture;
+
+/* Score of a Gaussian mixture at W points x [dim][W]: z_k = L_k^-1 (x - m_k), s = -sum_k softmax(...)_k L_k^-T z_k. */
+static void mixture_score(const Mixture *m, const float *restrict x, float *restrict z, float *restrict joint,
+                          float *restrict s) {
+  const int D = m->dim;
+  float top[W], total[W];
+  for (int i = 0; i < W; i++) { top[i] = -INFINITY; total[i] = 0.0f; }
+  for (int k = 0; k < m->n_components; k++) {
+    const float *mean = m->means + k * D;
+    float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
+    float square[W];
+    memset(square, 0, sizeof square);
+    for (int d = 0; d < D; d++) {
+      float *zd = zk + d * W;
+      if (m->full) {
+        const float *inverse = m->inverse + ((size_t)k * D + d) * D;
+        memset(zd, 0, W * sizeof(float));
+        for (int j = 0; j <= d; j++)
+          for (int i = 0; i < W; i++) zd[i] += inverse[j] * (x[j * W + i] - mean[j]);
+      } else {
+        const float inverse = m->inverse[(size_t)k * D + d];
+        for (int i = 0; i < W; i++) zd[i] = inverse * (x[d * W + i] - mean[d]);
+      }
+      for (int i = 0; i < W; i++) square[i] += zd[i] * zd[i];
+    }
+    for (int i = 0; i < W; i++) {
+      logit[i] = m->log_scale[k] - 0.5f * square[i];
+      top[i] = logit[i] > top[i] ? logit[i] : top[i];
+    }
+  }
+  memset(s, 0, (size_t)D * W * sizeof(float));
+  for (int k = 0; k < m->n_components; k++) {
+    const float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
+    float weight[W];
+    for (int i = 0; i < W; i++) { weight[i] = exponential(logit[i] - top[i]); total[i] += weight[i]; }
+    for (int d = 0; d < D; d++) {
+      float *sd = s + d * W;
+      if (m->full) {
+        for (int j = d; j < D; j++) {
+          const float inverse = m->inverse[((size_t)k * D + j) * D + d];
+          for (int i = 0; i < W; i++) sd[i] -= weight[i] * (inverse * zk[j * W + i]);
+        }
+      } else {
+        const float inverse = m->inverse[(size_t)k * D + d];
+        for (int i = 0; i < W; i++) sd[i] -= inverse * (weight[i] * zk[d * W + i]);
+      }
+    }
+  }
+  for (int i = 0; i < W; i++) total[i] = 1.0f / total[i];
+  for (int d = 0; d < D; d++)
+    for (int i = 0; i < W; i++) s[d * W + i] *= total[i];
+}
+
+/* n_steps Langevin steps of rows [begin, end) of x [*, dim] towards a mixture; a and c are [n_steps, dim].
+   Returns 0, or 1 if there was no memory for it (nothing is done then). */
+int mixture_chain(float *x, u64 begin, u64 end, int n_components, int dim, int full, const float *means,
+                  const float *inverse, const float *log_scale, int n_steps, const float *a, const float *c, int clamp,
+                  float low, float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain) {
+  const Mixture m = {n_components, dim, full, means, inverse, log_scale};
+  const int groups = (dim + 3) / 4, n_lanes = dim < 4 ? dim : 4;
+  float *memory = malloc(((size_t)n_components * (dim + 1) + 2 * (size_t)dim + 4) * W * sizeof(float));
+  if (!memory) return 1;
+  float *state = memory, *s = state + (size_t)dim * W, *e = s + (size_t)dim * W, *joint = e + 4 * W;
+  float *z = joint + (size_t)n_components * W;
+  u64 chain[W], group[W];
+  for (u64 row = begin; row < end; row += W) {
+    const u64 n = end - row < W ? end - row : W;
+    for (u64 i = 0; i < W; i++) {
+      chain[i] = first_chain + row + i;
+      for (int d = 0; d < dim; d++) state[d * W + i] = x[(row + (i < n ? i : n - 1)) * dim + d];
+    }
+    for (int k = 0; k < n_steps; k++) {
+      const Key key = {k0, k1, step + (u32)k, stream};
+      mixture_score(&m, state, z, joint, s);
+      for (int g = 0; g < groups; g++) {
+        for (int i = 0; i < W; i++) group[i] = (u64)g;
+        normals(key, chain, group, n_lanes, e);
+        for (int lane = 0, d = g; lane < n_lanes && d < dim; lane++, d += groups) {
+          const float ad = a[(size_t)k * dim + d], cd = c[(size_t)k * dim + d];
+          float *xd = state + d * W;
+          for (int i = 0; i < W; i++) xd[i] = xd[i] + ad * s[d * W + i] + cd * e[lane * W + i];
+          if (clamp)
+            for (int i = 0; i < W; i++) xd[i] = xd[i] < low ? low : (xd[i] > high ? high : xd[i]);
+        }
+      }
+    }
+    for (u64 i = 0; i < n; i++)
+      for (int d = 0; d < dim; d++) x[(row + i) * dim + d] = state[d * W + i];
+  }
+  free(memory);
+  return 0;
+}
+"""

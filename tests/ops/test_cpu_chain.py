@@ -1,0 +1,219 @@
+"""The compiled CPU kernels: the reference's bits for every shape, split and number of threads; and doing without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastscore
+from fastscore import noise, targets
+from fastscore.ops import _cpu_build, _cpu_chain
+from fastscore.reference import langevin as reference
+from fastscore.reference import philox
+
+SEED, STEP = 0xA4093822299F31D0, 2**31 + 5
+EYE = torch.eye(3, dtype=torch.float64)
+MIXTURES = {
+    "ring": targets.GaussianMixture.ring(),
+    "each": targets.GaussianMixture([[0.0], [3.0], [-2.0]], [0.3, 0.5, 2.0], [1.0, 2.0, 3.0]),
+    "full": targets.GaussianMixture(
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), (EYE + 0.3).expand(5, 3, 3)
+    ),
+    "gaussian": targets.Gaussian([1.0, -1.0, 0.0, 2.0, 3.0], [0.2, 0.5, 1.0, 2.0, 0.1]),
+}
+mixtures = pytest.mark.parametrize("target", MIXTURES.values(), ids=MIXTURES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    if _cpu_build.library(build=True) is None:
+        pytest.skip("no C compiler")
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    return monkeypatch
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A process that knows of no library, and an empty home."""
+    monkeypatch.setattr(
+        _cpu_build, "_Found", type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False})
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield tmp_path
+
+
+@pytest.mark.parametrize("first", [0, 2**32 - 3, 2**56 - 200])
+@pytest.mark.parametrize(
+    ("n", "width"), [(1, 1), (70, 1), (70, 2), (65, 3), (9, 4), (33, 5), (20, 64), (3, 257), (1, 1000)]
+)
+def test_normals_are_the_references_bits(n: int, width: int, first: int) -> None:
+    made = _cpu_chain.normal(n, width, SEED, 3, STEP, first)
+    assert made is not None
+    assert torch.equal(made, philox.normals(SEED, 3, STEP, torch.arange(first, first + n), width, torch.float32))
+
+
+@pytest.mark.parametrize("varies", [False, True])
+@pytest.mark.parametrize(("n", "width"), [(70, 1), (70, 2), (65, 3), (33, 5), (20, 64), (3, 257)])
+def test_a_step_is_the_references_bits(n: int, width: int, varies: bool) -> None:
+    x, score = (noise.normal((n, width), seed=s, stream=4) for s in (1, 2))
+    a = 0.01 * (1 + torch.arange(width)) if varies else torch.tensor(0.3)
+    made = _cpu_chain.langevin_step(x, score, a, torch.tensor(0.7), SEED, STEP, 11)
+    e = philox.normals(SEED, 0, STEP, torch.arange(11, 11 + n), width, torch.float32)
+    assert made is not None
+    assert torch.equal(made, reference.langevin_step(x, score, a, torch.tensor(0.7), e))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_change_nothing(threads: int) -> None:
+    expected = [_cpu_chain.normal(1 << 14, width, 1, 0, 0, 0) for width in (2, 17)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert all(
+            torch.equal(_cpu_chain.normal(1 << 14, width, 1, 0, 0, 0), e)
+            for width, e in zip((2, 17), expected, strict=True)
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(target: targets.GaussianMixture, x: Tensor, n_steps: int = 30, **options: object) -> Tensor:
+    return fastscore.langevin_dynamics(target.score, x, **{"step_size": 0.02, "n_steps": n_steps, "seed": 5} | options)
+
+
+@mixtures
+def test_chains_towards_a_mixture_are_the_generic_ones(
+    target: targets.GaussianMixture, without: pytest.MonkeyPatch
+) -> None:
+    x = 3 * noise.normal((100, target.dim), seed=0, stream=5)
+    options: dict[str, object] = {
+        "step_size": lambda k: 0.02 / (1 + k) * torch.ones(target.dim),
+        "temperature": lambda k: 1.0 + k,
+        "clamp": (-6.0, 4.5),
+        "first_chain": 2**32 - 50,
+        "first_step": 17,
+    }
+    generic = run(target, x, **options)
+    without.undo()
+    torch.testing.assert_close(run(target, x, **options), generic, rtol=2e-5, atol=2e-5)
+
+
+@mixtures
+def test_chains_have_the_same_bits_however_they_are_cut(target: targets.GaussianMixture) -> None:
+    x = 3 * noise.normal((100, target.dim), seed=0, stream=5)
+    path = run(target, x, return_trajectory=True)
+    assert torch.equal(run(target, x), path[:, -1])
+    assert torch.equal(run(target, x, thin=7, burn_in=2, return_trajectory=True), path[:, 2:][:, 6::7])
+    assert torch.equal(run(target, path[:, 12], 17, first_step=13), path[:, -1])
+    parts = [run(target, part, first_chain=start) for part, start in zip(x.split([1, 64, 35]), (0, 1, 65), strict=True)]
+    assert torch.equal(torch.cat(parts), path[:, -1])
+    single = [fastscore.samplers.Langevin(target.score, step_size=0.02, seed=5)]
+    state = single[0].init(x)
+    for k in range(30):
+        state = single[0].step(state, k)
+    assert torch.equal(state.x, path[:, -1])
+
+
+@pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
+def test_a_bad_chain_is_found_inside_a_leap(policy: str) -> None:
+    target = MIXTURES["ring"]
+    x = noise.normal((100, 2), seed=0, stream=5)
+    x[70, 1] = 1e30  # |x - m|^2 overflows: the score is not a number
+    clean = run(target, x[:70], 600)
+    if policy == "raise":
+        with pytest.raises(fastscore.NonFiniteError, match="chain 75 is not finite after step 3"):
+            run(target, x, 600, first_step=3, first_chain=5)
+        return
+    found, diagnostics = run(target, x, 600, on_nonfinite=policy, return_diagnostics=True, thin=600)
+    assert torch.equal(found[:70], clean)
+    assert torch.equal(found[70], x[70]) if policy == "freeze" else bool(torch.isnan(found[70]).any())
+    assert int(diagnostics["first_nonfinite"][70]) == (0 if policy == "freeze" else -1)
+
+
+def test_an_interrupt_between_leaps_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, x = MIXTURES["ring"], noise.normal((10, 2), seed=0, stream=5)
+    whole = run(target, x, 600)
+    advance = fastscore.samplers.Langevin.advance
+
+    def stop(self: fastscore.samplers.Langevin, state: object, k: int, n: int) -> object:
+        if k >= 256:
+            raise KeyboardInterrupt
+        return advance(self, state, k, n)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fastscore.samplers.Langevin, "advance", stop)
+    with pytest.raises(fastscore.Interrupted) as caught:
+        run(target, x, 600)
+    monkeypatch.undo()
+    assert caught.value.step == 256
+    assert torch.equal(run(target, caught.value.x, 600 - 256, first_step=256), whole)
+
+
+def test_nothing_is_compiled_for_little_work(fresh: Path) -> None:
+    run(MIXTURES["ring"], torch.zeros(4, 2), 3)
+    assert _cpu_build._Found.looked and not list(fresh.rglob("*.so"))
+
+
+def test_what_is_compiled_is_kept_and_found_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _cpu_build.library(build=False) is None
+    assert _cpu_build.library(build=True) is not None
+    assert [path.suffix for path in fresh.rglob("*") if path.is_file()] == [".so"]
+    monkeypatch.setattr(_cpu_build._Found, "library", None)
+    monkeypatch.setattr(_cpu_build._Found, "looked", False)
+    monkeypatch.setattr(_cpu_build._Found, "built", False)
+    monkeypatch.setattr(_cpu_build.shutil, "which", lambda name: None)
+    assert _cpu_build.library(build=False) is not None
+
+
+@pytest.mark.parametrize("fault", ["none", "fails", "missing", "hangs", "wrong", "garbage"])
+def test_a_compiler_that_does_not_help_is_done_without(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def compiler(command: list[str], **_: object) -> None:
+        if fault == "hangs":
+            raise subprocess.TimeoutExpired(command, 60)
+        if fault == "missing":
+            raise FileNotFoundError(command[0])
+        if fault == "fails":
+            raise subprocess.CalledProcessError(1, command)
+        Path(command[command.index("-o") + 1]).write_bytes(b"not a library")
+
+    if fault == "wrong":
+        monkeypatch.setattr(_cpu_build, "_repeats_the_reference", lambda loaded: False)
+    elif fault == "none":
+        monkeypatch.setattr(_cpu_build.shutil, "which", lambda name: None)
+    else:
+        monkeypatch.setattr(_cpu_build.subprocess, "run", compiler)
+    assert _cpu_build.library(build=True) is None
+    assert _cpu_build.library(build=True) is None
+    assert run(MIXTURES["ring"], torch.zeros(4, 2), 3).shape == (4, 2)
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / ".cache").write_text("a file where the folder would be")
+    assert _cpu_build.library(build=True) is not None
+
+
+def test_threads_survive_a_fork() -> None:
+    code = """
+import os, torch
+torch.set_num_threads(2)
+from fastscore.ops import _cpu_build, _cpu_chain
+assert _cpu_build.library(build=True) is not None
+draw = lambda: _cpu_chain.normal(1 << 14, 4, 1, 0, 0, 0).numpy().tobytes()  # torch's own threads would hang
+first = draw()
+child = os.fork()
+if child == 0:
+    os._exit(0 if draw() == first else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
