@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workstea
 unexport TRITON_INTERPRET
 LANES := lint plain interpreter audit
 
-.PHONY: help demo test test-full $(LANES) style types layers bench gpu clean
+.PHONY: help demo test test-full $(LANES) style types layers bench mutants gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,9 @@ interpreter: $(READY) ## lane 2: the kernels, in Triton's interpreter
 
 audit: $(READY) ## lane 3: the kernels, compiled ahead of time for GPUs that need not be there
 	$(PYTEST) tests/audit $(ARGS)
+
+mutants: $(READY) ## break one line at a time, and see that a test fails
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(READY) ## measure against plain PyTorch on this machine
 	$(BIN)/python -m pytest bench $(ARGS)
