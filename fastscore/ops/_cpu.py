@@ -17,6 +17,8 @@ from torch.nn.grad import conv2d_weight
 
 # Below these a convolution's set-up costs more than the product gains.
 _ROWS, _SIDE = 512, 64
+# A product of K terms has few columns where K is at least this many times their number.
+_NARROW = 8
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -24,6 +26,9 @@ def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None)
     if _convolves(left, right.shape[1]):
         made = F.conv2d(_image(left), right.t()[:, :, None, None], bias)
         return made.permute(0, 2, 3, 1).reshape(len(left), -1)
+    if _NARROW * right.shape[1] <= right.shape[0] and left.device.type == "cpu":
+        made = torch.mm(right.t(), left.t()).t()  # along the long side: MKL is slow at few columns
+        return out.copy_(made) if bias is None else torch.add(made, bias, out=out)
     if bias is None:
         return torch.mm(left, right, out=out)
     return torch.addmm(bias, left, right, out=out)

@@ -49,7 +49,7 @@ class Bilinear:
         total = slope @ self.parameters[-1] if self.direct else slope.new_zeros(())
         if self.deep:
             self.carried = matmul(slope, self.parameters[0].t(), scratch("carried", *jets[1][1].shape))
-            total = torch.mul(self.carried, jets[1][1], out=scratch("product", *self.carried.shape)).sum(1) + total
+            total = torch.mul(self.carried, jets[1][1], out=scratch("temporary", *self.carried.shape)).sum(1) + total
         return (total.unsqueeze(1),)
 
     def pullback(
@@ -66,7 +66,7 @@ class Bilinear:
             torch.mul(ones, self.parameters[-1], out=below)
         if not self.deep:
             return [below], None
-        above = jets[1][1] if g is None else torch.mul(jets[1][1], g, out=scratch("product", *jets[1][1].shape))
+        above = jets[1][1] if g is None else torch.mul(jets[1][1], g, out=scratch("temporary", *jets[1][1].shape))
         sums.product(("form", 0), above, slope)
         through = matmul(above, self.parameters[0], scratch("dslope1", *slope.shape))
         if self.direct:

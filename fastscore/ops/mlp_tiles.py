@@ -131,7 +131,7 @@ def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) 
     """
     if name != "silu" or not 1 <= order <= 2:
         return ACTIVATIONS[name].derivatives(z, order)
-    s = torch.sigmoid(z, out=scratch(f"s{layer}", *z.shape))
+    s = torch.sigmoid(z, out=scratch("temporary", *z.shape))
     h = torch.mul(z, s, out=scratch(f"phi{layer}", *z.shape))
     slope = torch.add(s, h, out=scratch(f"slope{layer}", *z.shape)).addcmul_(h, s, value=-1)
     if order == 1:
@@ -177,11 +177,7 @@ def descend(
     for layer in range(mlp.depth, -1, -1):
         if layer < mlp.depth:
             jet = jets[layer]
-            dz = scratch("dz", *jet[1].shape)
-            if above is None:
-                dz.zero_()
-            else:
-                torch.mul(above, jet[1], out=dz)
+            dz = jet[1].zero_() if above is None else jet[1].mul_(above)
             dz.addcmul_(slopes[layer], jet[2], value=scale)
             if curvatures is not None:
                 dz.addcmul_(curvatures[layer], jet[3], value=scale)
@@ -191,8 +187,11 @@ def descend(
             yield layer, dz
             if layer == 0:
                 return
-            below = matmul(dz, mlp.weights[layer], scratch(f"dh{layer % 2}", *values[layer].shape))
-            above = below if above is None or not mlp.residuals[layer] else below.add_(above)
+            straight = above if layer < mlp.depth and mlp.residuals[layer] else None
+            name = "dh" if straight is None else f"dh{layer % 2}"
+            above = matmul(dz, mlp.weights[layer], scratch(name, *values[layer].shape))
+            if straight is not None:
+                above.add_(straight)
 
 
 def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:

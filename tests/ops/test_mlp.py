@@ -18,7 +18,7 @@ from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP
 
-ACTIVATIONS = ("silu", "tanh", "softplus", "gelu", "silu", "sine")
+ACTIVATIONS = ("silu", "tanh", "softplus", "silu", "gelu", "sine", "softsign", "silu", "gelu_tanh")
 # dim, widths, residual layers
 SHAPES = [
     (1, (5,), ()),
@@ -499,7 +499,7 @@ def test_products_as_convolutions_give_the_same(monkeypatch, shape, kind):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * max(1.0, float(want.abs().max())))
 
 
-@pytest.mark.parametrize("sizes", [(600, 64, 80), (600, 200, 64), (511, 64, 64), (600, 63, 64)])
+@pytest.mark.parametrize("sizes", [(600, 64, 80), (600, 200, 64), (511, 64, 64), (600, 63, 64), (30, 16, 2)])
 def test_a_product_either_way(monkeypatch, sizes):
     n, k, m = sizes
     generator = torch.Generator().manual_seed(0)
