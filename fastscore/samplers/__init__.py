@@ -10,3 +10,9 @@ from fastscore.samplers.langevin import LangevinDynamics as LangevinDynamics
 from fastscore.samplers.langevin import LangevinState as LangevinState
 from fastscore.samplers.langevin import langevin_dynamics as langevin_dynamics
 from fastscore.samplers.langevin import langevin_step as langevin_step
+from fastscore.samplers.mala import Mala as Mala
+from fastscore.samplers.mala import MalaState as MalaState
+from fastscore.samplers.mala import mala as mala
+from fastscore.samplers.underdamped import Underdamped as Underdamped
+from fastscore.samplers.underdamped import UnderdampedState as UnderdampedState
+from fastscore.samplers.underdamped import underdamped_langevin as underdamped_langevin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -196,6 +197,7 @@ def langevin_dynamics(
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
     score_fn = prepare(score_fn, x, first_chain)
+    warn_of_divergence(score_fn, step_size)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
         n_steps,
@@ -329,6 +331,20 @@ def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int) -> _checks.Sco
     _checks.batch("x", x)
     _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
     return _score(score_fn)
+
+
+def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:
+    """Warn of a constant step size above 2 / L where the score is that of a target that knows its L."""
+    lipschitz = getattr(getattr(score_fn, "__self__", None), "lipschitz", None)
+    if not isinstance(lipschitz, float) or callable(step_size):
+        return
+    largest = float(step_size.max()) if isinstance(step_size, Tensor) else step_size
+    if largest > 2.0 / lipschitz:
+        warnings.warn(
+            f"step_size {largest:.3g} is above 2 / lipschitz = {2.0 / lipschitz:.3g} of the target: "
+            "chains may diverge, and their law is far from the target's",
+            stacklevel=3,
+        )
 
 
 def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
