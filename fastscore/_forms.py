@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ _BUDGET = 2**29  # bytes that the activations of one piece may take, by the esti
 
 Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(x, first_chain, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
+
+Made = TypeVar("Made")
 
 Twice: TypeAlias = tuple[Differentiated, Differentiated]
 """One function, written for forward mode and for reverse mode (see `products`)."""
@@ -111,9 +113,12 @@ def forms(
     done = []
     for first in range(0, max(batch, 1), rows):
         last = min(first + rows, batch)
-        own = tuple(t if rows >= batch else _cut(t, batch, first, last) for t in (x, cond, weight))
+        own: list[Any] = [x, cond, weight]
+        if rows < batch:
+            each = weight is not None and weight.dim() == 3  # a C for all may have as many rows as the batch
+            own = [x[first:last], cut(cond, batch, first, last), cut(weight, batch, first, last) if each else weight]
         starts = range(0, max(n, 1), columns)
-        parts = [_run(remake, piece, *own, first, start, min(start + columns, n)) for start in starts]
+        parts = [run(remake, piece, *own, first, start, min(start + columns, n)) for start in starts]
         done.append(parts[0] if len(parts) == 1 else parts[0]._replace(kept=torch.cat([p.kept for p in parts])))
     if len(done) == 1:
         return done[0]
@@ -149,17 +154,17 @@ def _piece(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[int, i
     return rows, n if torch.compiler.is_compiling() else max(1, min(n, fit // rows))
 
 
-def _cut(value: Any, batch: int, first: int, last: int) -> Any:
+def cut(value: Any, batch: int, first: int, last: int) -> Any:
     """Rows first..last-1 of a tensor that has a row for each sample; anything else as it is."""
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
         return value[first:last]
     return value
 
 
-def _run(remake: bool, piece: Callable[..., Forms], *args: Any) -> Forms:
+def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
     """`piece(*args)`, to be recomputed in the backward if `remake` and gradients are recorded."""
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if not (remake and recorded) or torch._C._functorch.peek_interpreter_stack() is not None:
         return piece(*args)
-    done: Forms = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
+    done: Made = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
     return done

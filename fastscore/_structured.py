@@ -7,7 +7,8 @@ form is taken, and the scalings around the network, `s(x) = b net(a x) + c x`, s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,14 @@ from torch import Tensor
 
 from fastscore import _checks, noise, reader
 from fastscore._forms import Probes as Directions
+from fastscore._forms import cut, run
 from fastscore.ops import mlp as ops
+from fastscore.reference import mlp as reference
 
 EXACT_FEATURES = 64
 """`trace="auto"` is exact for events of up to this many features where the exact trace costs a tangent a feature."""
+
+_PIECE = 2**26  # bytes that the tangents of one piece may take
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,40 @@ class Request:
         if tuple(self.weight.shape) not in ((d, d), (b, d, d)):
             raise ValueError(f"weight must have shape [{d}, {d}] or [{b}, {d}, {d}], got {list(self.weight.shape)}")
 
-    def exact(self, x: Tensor, closed: bool = False) -> bool:
-        """Whether the trace is to be exact, `closed` if that costs no tangent a feature."""
-        return self.trace == "exact" or (self.trace == "auto" and (closed or features(x) <= EXACT_FEATURES))
+    def exact(self, x: Tensor, closed: bool) -> tuple[bool, str]:
+        """Whether the trace is to be exact, `closed` if that costs no tangent a feature; and why."""
+        if self.trace != "auto":
+            return self.trace == "exact", f"trace={self.trace!r} was asked for"
+        if closed:
+            return True, "the exact trace costs no tangent a feature"
+        few = features(x) <= EXACT_FEATURES
+        return few, f"auto is exact up to {EXACT_FEATURES} features where each costs a tangent"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a trace will be computed: what `divergence`, `laplacian` and the losses carry out, and `explain` tells.
+
+    Attributes:
+        reading: The network for a structured method, or None for the generic way.
+        exact: Whether the trace is exact.
+        method: As in `Divergence`; the generic way falls back from "-jvp" to "-vjp" where an operator has no forward
+            rule.
+        why: What made it so.
+    """
+
+    reading: reader.Reading | None
+    exact: bool
+    method: str
+    why: str
 
 
 class Found(NamedTuple):
-    """Score `[B, *event]`, its traces `[K, B]` (K = 1 if exact), the energy `[B]` of an energy, and the method."""
+    """Score `[B, *event]`, its traces `[K, B]` (K = 1 if exact), and the energy `[B]` of an energy."""
 
     score: Tensor
     traces: Tensor
     energy: Tensor | None
-    method: str
 
 
 def check(name: str, fn: object, x: Tensor, chunk_size: int | None) -> None:
@@ -74,46 +101,81 @@ def features(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
+def plan(fn: _checks.Score, x: Tensor, cond: Any, how: Request, *, energy: bool = False) -> Plan:
+    """The cheapest correct method for the trace of a score's Jacobian, or with `energy` for the Laplacian of an energy.
+
+    Closed forms for one and two hidden layers, tangents for more and wherever C differs from sample to sample, the
+    forward Laplacian for energies, Hutchinson's estimate by dual numbers; the generic way for what is not recognised.
+    """
+    reading = read(fn, x, cond, ("energy",) if energy else ("score", "energy_score"))
+    per_sample = how.weight is not None and how.weight.dim() == 3
+    closed = reading is not None and reading.kind == "score" and reading.mlp.depth <= 2 and not per_sample
+    exact, why = how.exact(x, closed)
+    if reading is None:
+        pass
+    elif reading.kind == "score":
+        method = "closed-form" if closed else "tangents"
+        return Plan(reading, exact, method if exact else "hutchinson-dual", why)
+    elif not exact or how.weight is not None or reading.skip is not None:
+        why += "; the forward Laplacian gives neither estimates, nor weighted traces, nor added multiples of x"
+    else:
+        return Plan(reading, exact, "forward-laplacian", why)
+    mode = "vjp" if torch.compiler.is_compiling() else "jvp"
+    return Plan(None, exact, f"{'exact' if exact else 'hutchinson'}-{mode}", why)
+
+
 def read(fn: _checks.Score, x: Tensor, cond: Any, kinds: tuple[str, ...]) -> reader.Reading | None:
     """The network that fn is, if it is one of these kinds and its sums are in x's own precision."""
     if x.dtype not in (torch.float32, torch.float64):
         return None
     reading = reader.read(fn, x, cond)
+    if reading is not None and "energy" in kinds and reading.kind == "score" and x.shape[1:] == (1,):
+        reading = replace(reading, kind="energy")  # [B, 1] for x [B, 1]
     return reading if reading is not None and reading.kind in kinds else None
 
 
-def score(fn: _checks.Score, x: Tensor, cond: Any, how: Request) -> Found | None:
-    """The score with its trace or estimates, or None where fn is to take the generic way."""
-    reading = read(fn, x, cond, ("score", "energy_score"))
-    if reading is None:
-        return None
+def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Found:
+    """The score with its trace or estimates."""
     if reading.kind == "energy_score":
-        return energy(reading, x, how)
-    depth = reading.mlp.depth
+        return energy(reading, x)
     rows = x.flatten(1)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     weight = None if how.weight is None else how.weight.to(x.dtype)
-    if how.exact(x, closed=depth <= 2):
-        value, trace = ops.score_and_trace(reading.mlp, scaled, reading.shifts, weight=weight)
-        traces, directions, method = trace.unsqueeze(0), None, "closed-form" if depth <= 2 else "tangents"
+    if exact:
+        value, trace = _score_and_trace(reading, scaled, weight, how.chunk_size)
+        traces, directions = trace.unsqueeze(0), None
     else:
         directions = Directions(how.probe, noise.resolve_seed(how.seed, how.generator))
         probes = ops.Probes(directions.seed, how.n_probes, how.probe)
         value, quadratic = ops.score_and_quadratic(reading.mlp, scaled, reading.shifts, probes=probes, weight=weight)
-        traces, method = quadratic.t(), "hutchinson-dual"
+        traces = quadratic.t()
     for scale in (reading.in_scale, reading.out_scale):
         traces = traces if scale is None else scale.squeeze(1) * traces
     value = value if reading.out_scale is None else reading.out_scale * value
     if reading.skip is not None:
         value = value + reading.skip * rows
         traces = traces + reading.skip.squeeze(1) * _identity_forms(rows, weight, directions, how.n_probes)
-    return Found(value.reshape(x.shape), traces, None, method)
+    return Found(value.reshape(x.shape), traces, None)
 
 
-def energy(reading: reader.Reading, x: Tensor, how: Request) -> Found | None:
-    """The energy, its score and the divergence of that, or None for what the forward Laplacian does not give."""
-    if how.weight is not None or reading.skip is not None or not how.exact(x):
-        return None
+def jacobian(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> Tensor:
+    """`ds/dx` of a score, `[B, D, D]`."""
+    rows = x.flatten(1)
+    scaled = rows if reading.in_scale is None else reading.in_scale * rows
+
+    def piece(x: Tensor, *shifts: Tensor | None) -> tuple[Tensor]:
+        return (reference.score_and_jacobian(reading.mlp, x, shifts)[1],)
+
+    (total,) = _in_pieces(piece, reading, chunk_size, scaled)
+    for scale in (reading.in_scale, reading.out_scale):
+        total = total if scale is None else scale.unsqueeze(2) * total
+    if reading.skip is None:
+        return total
+    return total + reading.skip.unsqueeze(2) * torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
+
+
+def energy(reading: reader.Reading, x: Tensor) -> Found:
+    """The energy, its score and the divergence of that, by the forward Laplacian."""
     rows = x.flatten(1)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     value, gradient, laplacian = ops.energy_terms(reading.mlp, scaled, reading.shifts)
@@ -122,21 +184,51 @@ def energy(reading: reader.Reading, x: Tensor, how: Request) -> Found | None:
     if reading.out_scale is not None:
         outer = reading.out_scale.squeeze(1)
         value, gradient, laplacian = outer * value, reading.out_scale * gradient, outer * laplacian
-    return Found(gradient.reshape(x.shape), -laplacian.unsqueeze(0), value, "forward-laplacian")
+    return Found(gradient.reshape(x.shape), -laplacian.unsqueeze(0), value)
 
 
-def implicit_loss(fn: _checks.Score, x: Tensor, cond: Any, how: Request, share: float) -> Tensor | None:
+def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor | None:
     """`share sum_b (1/2 |s_b|^2 + tr_b)` with its gradients computed on the way, or None for the way by terms."""
-    reading = read(fn, x, cond, ("score", "energy_score"))
+    reading = plan.reading
     if reading is None or not reading.is_plain:
         return None
     rows, weights = x.flatten(1), {"square": share / 2, "trace": share}
     if reading.kind == "energy_score":
-        return ops.energy_loss(reading.mlp, rows, reading.shifts, **weights)[0] if how.exact(x) else None
+        return ops.energy_loss(reading.mlp, rows, reading.shifts, **weights)[0]
     probes = None
-    if not how.exact(x, closed=reading.mlp.depth <= 2):
+    if not plan.exact:
         probes = ops.Probes(noise.resolve_seed(how.seed, how.generator), how.n_probes, how.probe)
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
+
+
+def _score_and_trace(
+    reading: reader.Reading, x: Tensor, weight: Tensor | None, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """The network's value and `tr(C J)`; where C differs from sample to sample, in pieces, for D tangents are held."""
+    if weight is None or weight.dim() == 2:
+        return ops.score_and_trace(reading.mlp, x, reading.shifts, weight=weight)
+
+    def piece(x: Tensor, weight: Tensor, *shifts: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ops.score_and_trace(reading.mlp, x, shifts, weight=weight)
+
+    value, trace = _in_pieces(piece, reading, chunk_size, x, weight)
+    return value, trace
+
+
+def _in_pieces(
+    piece: Callable[..., tuple[Tensor, ...]], reading: reader.Reading, chunk_size: int | None, *tensors: Tensor
+) -> list[Tensor]:
+    """`piece(*tensors, *shifts)` over pieces of the batch, small enough for D tangents of a network to be held."""
+    batch, given = len(tensors[0]), (*tensors, *reading.shifts)
+    each = tensors[0].element_size() * reading.mlp.dim * (reading.mlp.dim + 3 * sum(reading.mlp.widths))
+    rows = batch if torch.compiler.is_compiling() else chunk_size or max(1, _PIECE // each)
+    if rows >= batch:
+        return list(piece(*given))
+    done = [
+        run(True, piece, *(cut(tensor, batch, first, min(first + rows, batch)) for tensor in given))
+        for first in range(0, batch, rows)
+    ]
+    return [torch.cat(parts) for parts in zip(*done, strict=True)]
 
 
 def _identity_forms(rows: Tensor, weight: Tensor | None, directions: Directions | None, n_probes: int) -> Tensor:

@@ -16,7 +16,7 @@ from fastscore import _checks, _structured, noise
 from fastscore._forms import Forms, Probes, Twice, basis, forms, wide
 from fastscore._products import Aux
 from fastscore._structured import EXACT_FEATURES as EXACT_FEATURES
-from fastscore._structured import Request, check, features
+from fastscore._structured import Plan, Request, check, features
 
 
 class Divergence(NamedTuple):
@@ -103,11 +103,16 @@ def divergence(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
     how.check("score_fn", score_fn, x)
-    fast = _structured.score(score_fn, x, cond, how)
-    if fast is not None:
-        return Divergence(fast.score, fast.traces.mean(0), _standard_error(fast.traces.detach()), fast.method)
-    found, total, stderr, method = _trace(_score(score_fn), x, cond, how)
-    return Divergence(found.value, total, stderr, method)
+    return carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
+
+
+def carry_out(plan: Plan, score_fn: _checks.Score, x: Tensor, cond: Any, how: Request) -> Divergence:
+    """The divergence by the method that was planned for it."""
+    if plan.reading is None:
+        found, total, stderr, method = _trace(_score(score_fn), x, cond, how, plan.exact)
+        return Divergence(found.value, total, stderr, method)
+    fast = _structured.score(plan.reading, x, how, plan.exact)
+    return Divergence(fast.score, fast.traces.mean(0), _standard_error(fast.traces.detach()), plan.method)
 
 
 def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size: int | None = None) -> Tensor:
@@ -129,6 +134,9 @@ def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size
                  [0., 6.]]])
     """
     check("score_fn", score_fn, x, chunk_size)
+    reading = _structured.read(score_fn, x, cond, ("score",))
+    if reading is not None:
+        return _structured.jacobian(reading, x, chunk_size)
     found = forms(_score(score_fn), x, cond, basis, features(x), chunk_size=chunk_size, whole=True)
     stacked = found.kept.flatten(2)  # [D, B, D]: columns of J in forward mode, rows in reverse mode
     return stacked.permute(1, 2, 0) if found.mode == "jvp" else stacked.permute(1, 0, 2)
@@ -174,20 +182,21 @@ def laplacian(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
     how.check("energy_fn", energy_fn, x)
-    reading = _structured.read(energy_fn, x, cond, ("energy",))
-    fast = None if reading is None else _structured.energy(reading, x, how)
-    if fast is not None and fast.energy is not None:
-        return Laplacian(fast.energy, fast.score, -fast.traces[0], None, fast.method)
-    found, total, stderr, method = _trace(_gradient(energy_fn), x, cond, how)
+    plan = _structured.plan(energy_fn, x, cond, how, energy=True)
+    if plan.reading is not None:
+        fast = _structured.energy(plan.reading, x)
+        assert fast.energy is not None
+        return Laplacian(fast.energy, fast.score, -fast.traces[0], None, plan.method)
+    found, total, stderr, method = _trace(_gradient(energy_fn), x, cond, how, plan.exact)
     return Laplacian(found.aux[0], -found.value, total, stderr, method)
 
 
 def _trace(
-    function: Callable[[Any], Twice], x: Tensor, cond: Any, how: Request
+    function: Callable[[Any], Twice], x: Tensor, cond: Any, how: Request, exact: bool
 ) -> tuple[Forms, Tensor, Tensor | None, str]:
     """The forms along the directions that `how` asks for, their total, its standard error and the method's name."""
     weight = None if how.weight is None else how.weight.to(x.dtype)
-    if how.exact(x):
+    if exact:
         found = forms(function, x, cond, basis, features(x), weight=weight, chunk_size=how.chunk_size)
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
     probes = Probes(how.probe, noise.resolve_seed(how.seed, how.generator))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastscore import _checks, _structured, noise
 from fastscore._forms import Probes, wide
 from fastscore._structured import Request
-from fastscore.divergence import divergence
+from fastscore.divergence import carry_out
 
 _CONVENTIONS = {"half": 1.0, "fisher": 2.0}
 _REDUCTIONS = ("mean", "sum", "none")
@@ -83,24 +83,15 @@ def implicit_score_matching(
     """
     scale = _scale(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator)
+    how.check("score_fn", score_fn, x)
+    plan = _structured.plan(score_fn, x, cond, how)
     if reduction != "none" and not return_terms:
-        how = Request(trace, n_probes, probe, chunk_size, seed, generator)
-        how.check("score_fn", score_fn, x)
         share = scale / x.shape[0] if reduction == "mean" else scale
-        fused = _structured.implicit_loss(score_fn, x, cond, how, share)
+        fused = _structured.implicit_loss(plan, x, how, share)
         if fused is not None:
             return fused
-    found = divergence(
-        score_fn,
-        x,
-        cond=cond,
-        trace=trace,
-        n_probes=n_probes,
-        probe=probe,
-        chunk_size=chunk_size,
-        seed=seed,
-        generator=generator,
-    )
+    found = carry_out(plan, score_fn, x, cond, how)
     squares = 0.5 * _squares(found.score)
     return _finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
 
@@ -143,12 +134,10 @@ def sliced_score_matching(
     """
     scale = _scale(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
-    how = Request("hutchinson", n_probes, probe, chunk_size, None, None)
-    how.check("score_fn", score_fn, x)
     seed = noise.resolve_seed(seed, generator)
-    found = divergence(
-        score_fn, x, cond=cond, trace="hutchinson", n_probes=n_probes, probe=probe, chunk_size=chunk_size, seed=seed
-    )
+    how = Request("hutchinson", n_probes, probe, chunk_size, seed, None)
+    how.check("score_fn", score_fn, x)
+    found = carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
     probes = Probes(probe, seed)
     squares = torch.zeros_like(found.trace)
     for k in range(n_probes):

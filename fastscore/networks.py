@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fastscore import _checks
 from fastscore.reference.activations import ACTIVATIONS, Activation
+from fastscore.reference.mlp import MLP
 
 _ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "elu", "celu", "selu")
 _FREQUENCIES = tuple(0.25 * 2.0**k for k in range(7))  # 0.25 to 16: periods from 25 down to 0.4
@@ -70,6 +71,12 @@ class _MLP(nn.Module):
             nn.init.uniform_(layer.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
         nn.init.normal_(last.weight, std=0.1 / math.sqrt(last.in_features))
         nn.init.zeros_(last.bias)
+
+    def structure(self) -> MLP:
+        """The network as its live tensors, for the closed forms."""
+        linears, hidden = self._linears(), len(self.layers) - 1
+        weights, biases = tuple(layer.weight for layer in linears), tuple(layer.bias for layer in linears)
+        return MLP(weights, biases, (self.activation,) * hidden, (False,) * hidden)
 
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]

@@ -19,7 +19,8 @@ network that are the same for all rows; weights computed from parameters (`torch
 
 Declined: other operations on x, fewer than one hidden layer, dropout that is on and other random numbers, hooks,
 autocast, Python values read from tensors, in-place writes, custom autograd Functions, TorchScript, `torch.compile`d
-or distributed modules, tensor subclasses, and calls inside `torch.func` transforms or `torch.compile`.
+or distributed modules, tensor subclasses. Inside `torch.func` transforms and `torch.compile` nothing can be recorded:
+there `ScoreMLP`, `EnergyMLP` and `EnergyMLP.score` are read from their layers, and everything else is declined.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from fastscore._reading.record import Call, DeclinedError, Recorder
 from fastscore._reading.rules import RULES
 from fastscore._reading.snapshot import Snapshot, UnwatchableError
 from fastscore._reading.symbols import OPAQUE, Affine, Descent, Input, Symbol
-from fastscore.networks import EnergyMLP
+from fastscore.networks import EnergyMLP, ScoreMLP
 
-__all__ = ["Reading", "read"]
+__all__ = ["Reading", "read", "reason"]
 
 _ROWS = 3
 _SHAPES = 64
@@ -85,7 +86,9 @@ def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Re
     Returns:
         The reading for this x and cond, with everything in it live, or None.
     """
-    if torch.compiler.is_compiling() or not _readable(x, cond):
+    if _traced():
+        return _own(fn, x, cond)
+    if not _readable(x, cond):
         return None
     try:
         program = _program(fn, x, cond)
@@ -94,13 +97,55 @@ def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Re
         return None
 
 
+def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> str:
+    """Why `read` returns None for these arguments, as far as is known; records fn once more."""
+    if _traced():
+        return "inside torch.compile and torch.func only ScoreMLP and EnergyMLP are read"
+    if not _readable(x, cond):
+        return "x or cond is not an ordinary dense tensor, or autocast or a global module hook is on"
+    rows = min(x.shape[0], _ROWS)
+    few = cond[:rows] if cond is not None and cond.shape[:1] == x.shape[:1] else cond
+    try:
+        with _unnoticed(x.device):
+            point = torch.ones_like(x[:rows], requires_grad=x.requires_grad)
+            _, recorder = _recorded(fn, point, few, Snapshot(fn))
+    except Exception as error:  # of the callable's own, on a part of the batch
+        return str(error)
+    return recorder.reason or (f"{recorder.lost} of x has no rule" if recorder.lost else "it is not a chain of layers")
+
+
+def _traced() -> bool:
+    """Whether torch.compile or a transform of torch.func looks on."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _own(fn: Any, x: Tensor, cond: Any) -> Reading | None:
+    """One of fastscore's networks, or the score of one, read from its layers."""
+    net: Any = fn
+    kind = "energy" if isinstance(fn, EnergyMLP) else "score"
+    if isinstance(fn, types.MethodType) and fn.__func__ is EnergyMLP.score:
+        net, kind = fn.__self__, "energy_score"
+    if type(net) not in (ScoreMLP, EnergyMLP) or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
+        return None
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return None
+    if "forward" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):
+        return None
+    mlp, rows = net.structure(), x.flatten(1)
+    if rows.shape[1] != mlp.dim or any(weight.dtype != x.dtype for weight in mlp.weights):
+        return None
+    shifts = net.shifts(cond, rows)
+    added = (None,) * len(mlp.weights) if shifts is None else (*(u.expand(len(x), -1) for u in shifts), None)
+    return Reading(mlp, added, None, None, None, kind)
+
+
 def _readable(x: Tensor, cond: object) -> bool:
-    """Whether the arguments are ordinary tensors, outside of every transform and of autocast."""
+    """Whether the arguments are ordinary tensors, outside of autocast and of every module hook."""
     if type(x) not in (Tensor, torch.nn.Parameter) or type(cond) not in (Tensor, torch.nn.Parameter, type(None)):
         return False
     if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point() or x.layout is not torch.strided:
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type):
         return False
     return x.dtype in _TOLERANCE and not torch.nn.modules.module._has_any_global_hook()
 
@@ -176,7 +221,8 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tupl
     ]
     with _unnoticed(x.device) as drawn:
         try:
-            program, sized = _recorded(fn, points[0], cond, snapshot)
+            program, recorder = _recorded(fn, points[0], cond, snapshot)
+            sized = recorder.sized and program is not None
             if program is not None and not _agrees(program, fn, points[1].requires_grad_(x.requires_grad), cond):
                 program = None
         except Exception:  # fn failed on a part of the batch; on all of it, its own error will tell
@@ -212,7 +258,7 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, bool]:
+def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, Recorder]:
     with torch.inference_mode(False), torch.enable_grad():
         point = x.clone().requires_grad_()
         given = None if cond is None else cond.detach().clone()
@@ -226,9 +272,8 @@ def _recorded(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tu
         except DeclinedError:
             symbol = None
         if recorder.reason is not None or not isinstance(symbol, (Affine, Descent)):
-            return None, False
-        program = assemble(recorder, symbol, output)
-        return program, recorder.sized and program is not None
+            return None, recorder
+        return assemble(recorder, symbol, output), recorder
 
 
 def _agrees(program: Program, fn: Any, x: Tensor, cond: Tensor | None) -> bool:

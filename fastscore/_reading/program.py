@@ -27,8 +27,8 @@ class Reading:
         in_scale: `[B, 1]` or `[1, 1]`, or None for 1.
         out_scale: likewise.
         skip: likewise, or None for 0.
-        kind: "score": `fn(x)` is the value, shaped like x. "energy": `fn(x)` is the value as `[B]`. "energy_score":
-            the value is an energy `[B]` and `fn(x)` is minus its gradient, shaped like x.
+        kind: "score": `fn(x)` is the value, shaped like x. "energy": `fn(x)` is the value, `[B]` or `[B, 1]`.
+            "energy_score": the value is an energy and `fn(x)` is minus its gradient, shaped like x.
     """
 
     mlp: MLP
@@ -134,7 +134,8 @@ def assemble(recorder: Recorder, symbol: Affine | Descent, value: Tensor) -> Pro
         activations.append(hidden.activation)
         residuals.append(hidden.residual)
     x = recorder.x
-    kind = "score" if value.shape == x.shape else "energy" if value.shape == x.shape[:1] else None
+    one_a_sample = value.shape in (x.shape[:1], (x.shape[0], 1))
+    kind = "score" if value.shape == x.shape else "energy" if one_a_sample else None
     if isinstance(symbol, Descent):
         kind = "energy_score" if kind == "score" else None
     if kind is None or not activations or not isinstance(z.base, Input):

@@ -62,6 +62,7 @@ class Recorder(TorchFunctionMode):
         sized: the code read a size of a tensor, so that the record is valid for these shapes only.
         trusted: the operation at hand is made by fastscore's own networks, which read sizes only to check them.
         reason: why the recording was given up, or None.
+        lost: the first operation on x that left the algebra, or None.
     """
 
     def __init__(self, x: Tensor, cond: Tensor | None, known: dict[int, Tensor], rules: Rules) -> None:
@@ -73,6 +74,7 @@ class Recorder(TorchFunctionMode):
         self.sized = False
         self.trusted = False
         self.reason: str | None = None
+        self.lost: str | None = None
         self._kept: list[Tensor] = []  # so that no id is used twice
         self._symbols: dict[int, tuple[Symbol | Ref, int, object]] = {}
         self.put(x, Input())
@@ -158,6 +160,8 @@ class Recorder(TorchFunctionMode):
             self._note(func, name, args, keywords, result)
         elif any(dependent):
             symbol = self._follow(func, args, keywords, result)
+            if symbol is OPAQUE and self.lost is None:
+                self.lost = name
             for output in outputs:
                 if id(output) not in self._symbols:
                     self.put(output, symbol)
