@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastscore
+import fastscore.networks
 from fastscore import noise, targets
 
 N_STEPS = 20
@@ -289,3 +290,31 @@ def test_what_is_refused(change: dict[str, Any], error: type[Exception], message
 def test_what_the_annealed_sampler_refuses(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         annealed(X, **change)
+
+
+@pytest.mark.parametrize("cond_dim", [0, 1])
+def test_a_recognised_network_is_sampled_as_it_computes(cond_dim: int) -> None:
+    torch.manual_seed(0)
+    network = fastscore.networks.ScoreMLP(2, width=32, depth=3, cond_dim=cond_dim)
+    x = start(5000)
+    cond = {"cond": torch.linspace(0, 1, 5000).unsqueeze(1)} if cond_dim else {}
+    run: dict[str, Any] = {"step_size": 0.1, "n_steps": 5, "seed": 2} | cond
+    fast = fastscore.langevin_dynamics(network, x, **run)
+    plain = fastscore.langevin_dynamics(lambda *given: network(*given), x, **run)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    scaled = fastscore.gradient_ascent(Scaled(network), x[:, :, None], step_size=0.1, n_steps=5, **cond)
+    expected = fastscore.gradient_ascent(
+        lambda *g: Scaled(network)(*g), x[:, :, None], step_size=0.1, n_steps=5, **cond
+    )
+    torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=1e-5)
+
+
+class Scaled(torch.nn.Module):
+    """A network with scales around it, on events `[2, 1]`."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, *cond: Tensor) -> Tensor:
+        return 2.0 * self.network(0.5 * x.flatten(1), *cond).view(x.shape) - x

@@ -13,6 +13,7 @@ from fastscore.noise import resolve_seed
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain
+from fastscore.samplers.analytic import evaluate
 from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, prepare
 
 
@@ -52,7 +53,7 @@ class AnnealedLangevin:
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """s(x, sigma), with sigma as `[B]`."""
         x = x.to(self.dtype)
-        return _checks.evaluate(self.score_fn, x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
+        return evaluate(self.score_fn, x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
 
 
 def annealed_langevin_dynamics(

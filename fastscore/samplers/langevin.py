@@ -14,7 +14,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops._cpu_chain import expect
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain
-from fastscore.samplers.analytic import mixture
+from fastscore.samplers.analytic import evaluate, mixture
 
 
 def langevin_step(
@@ -123,7 +123,7 @@ class Langevin:
             return made
         x = state.x
         a, t = as_tensor("step_size", self.step_size(k), x), as_tensor("temperature", self.temperature(k), x)
-        score = _checks.evaluate(self.score_fn, x.to(self.dtype), self.cond)
+        score = evaluate(self.score_fn, x.to(self.dtype), self.cond)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 

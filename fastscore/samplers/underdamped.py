@@ -11,6 +11,7 @@ from fastscore import _checks
 from fastscore.noise import Stream, resolve_seed
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
+from fastscore.samplers.analytic import evaluate
 from fastscore.samplers.langevin import as_tensor, prepare
 
 
@@ -68,7 +69,7 @@ class Underdamped:
         return UnderdampedState(x, v + 0.5 * a * score, score)
 
     def _score(self, x: Tensor) -> Tensor:
-        return _checks.evaluate(self.score_fn, x.to(self.dtype), self.cond).to(x.dtype)
+        return evaluate(self.score_fn, x.to(self.dtype), self.cond).to(x.dtype)
 
     def _normal(self, x: Tensor, stream: Stream, k: int) -> Tensor:
         width = x.shape[1:].numel()
