@@ -8,6 +8,7 @@ from fastscore._config import use_backend as use_backend
 from fastscore.divergence import divergence as divergence
 from fastscore.divergence import jacobian as jacobian
 from fastscore.divergence import laplacian as laplacian
+from fastscore.explain import explain as explain
 from fastscore.losses import denoising_score_matching as denoising_score_matching
 from fastscore.losses import explicit_score_matching as explicit_score_matching
 from fastscore.losses import implicit_score_matching as implicit_score_matching

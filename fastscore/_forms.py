@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fastscore import noise
 from fastscore._products import Aux, Differentiated, products
 
-_BUDGET = 2**29  # bytes that the activations of one piece may take, by the estimate of `_piece`
+_BUDGET = 2**29  # bytes that the activations of one piece may take, by the estimate of `piece_size`
 
 Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(x, first_chain, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
@@ -100,7 +100,7 @@ def forms(
         whole: Keep `J v_i` (mode "jvp") or `J' v_i` (mode "vjp"), `[n, B, *event]`, and not the forms.
     """
     batch = x.shape[0]
-    rows, columns = _piece(x, n, chunk_size, cond)
+    rows, columns = piece_size(x, n, chunk_size, cond)
     remake = rows < batch or columns < n
 
     def piece(x: Tensor, cond: Any, weight: Tensor | None, first: int, start: int, stop: int) -> Forms:
@@ -136,7 +136,7 @@ def _weighted(v: Tensor, weight: Tensor) -> Tensor:
     return torch.matmul(v.flatten(2).unsqueeze(2), weight).reshape(v.shape)
 
 
-def _piece(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[int, int]:
+def piece_size(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[int, int]:
     """Rows and directions in a piece.
 
     A tangent of one row is taken to need 64 times the event or 1024 numbers, whichever is more: a guess that fits small

@@ -142,7 +142,7 @@ def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Foun
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     weight = None if how.weight is None else how.weight.to(x.dtype)
     if exact:
-        value, trace = _score_and_trace(reading, scaled, weight, how.chunk_size)
+        value, trace = _score_and_trace(reading, scaled, weight, how)
         traces, directions = trace.unsqueeze(0), None
     else:
         directions = Directions(how.probe, noise.resolve_seed(how.seed, how.generator))
@@ -166,7 +166,7 @@ def jacobian(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> Tens
     def piece(x: Tensor, *shifts: Tensor | None) -> tuple[Tensor]:
         return (reference.score_and_jacobian(reading.mlp, x, shifts)[1],)
 
-    (total,) = _in_pieces(piece, reading, chunk_size, scaled)
+    (total,) = _in_pieces(piece, _rows(reading, x, chunk_size), scaled, *reading.shifts)
     for scale in (reading.in_scale, reading.out_scale):
         total = total if scale is None else scale.unsqueeze(2) * total
     if reading.skip is None:
@@ -201,31 +201,41 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
 
 
-def _score_and_trace(
-    reading: reader.Reading, x: Tensor, weight: Tensor | None, chunk_size: int | None
-) -> tuple[Tensor, Tensor]:
-    """The network's value and `tr(C J)`; where C differs from sample to sample, in pieces, for D tangents are held."""
-    if weight is None or weight.dim() == 2:
+def piece_rows(reading: reader.Reading, x: Tensor, how: Request) -> int | None:
+    """The rows of a piece where D tangents of a network are held, for weights that differ; None where tiles are."""
+    per_sample = how.weight is not None and how.weight.dim() == 3
+    return _rows(reading, x, how.chunk_size) if per_sample else None
+
+
+def _score_and_trace(reading: reader.Reading, x: Tensor, weight: Tensor | None, how: Request) -> tuple[Tensor, Tensor]:
+    """The network's value and `tr(C J)`."""
+    rows = piece_rows(reading, x, how)
+    if rows is None:
         return ops.score_and_trace(reading.mlp, x, reading.shifts, weight=weight)
 
     def piece(x: Tensor, weight: Tensor, *shifts: Tensor | None) -> tuple[Tensor, Tensor]:
         return ops.score_and_trace(reading.mlp, x, shifts, weight=weight)
 
-    value, trace = _in_pieces(piece, reading, chunk_size, x, weight)
+    value, trace = _in_pieces(piece, rows, x, weight, *reading.shifts)
     return value, trace
 
 
-def _in_pieces(
-    piece: Callable[..., tuple[Tensor, ...]], reading: reader.Reading, chunk_size: int | None, *tensors: Tensor
-) -> list[Tensor]:
-    """`piece(*tensors, *shifts)` over pieces of the batch, small enough for D tangents of a network to be held."""
-    batch, given = len(tensors[0]), (*tensors, *reading.shifts)
-    each = tensors[0].element_size() * reading.mlp.dim * (reading.mlp.dim + 3 * sum(reading.mlp.widths))
-    rows = batch if torch.compiler.is_compiling() else chunk_size or max(1, _PIECE // each)
+def _rows(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> int:
+    """Rows few enough for D tangents of every layer to be held."""
+    if torch.compiler.is_compiling():
+        return len(x)
+    each = x.element_size() * reading.mlp.dim * (reading.mlp.dim + 3 * sum(reading.mlp.widths))
+    return min(len(x), chunk_size or max(1, _PIECE // each))
+
+
+def _in_pieces(piece: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Tensor | None) -> list[Tensor]:
+    """`piece(*tensors)` for `rows` rows of the batch at a time, recomputed in the backward."""
+    assert tensors[0] is not None
+    batch = len(tensors[0])
     if rows >= batch:
-        return list(piece(*given))
+        return list(piece(*tensors))
     done = [
-        run(True, piece, *(cut(tensor, batch, first, min(first + rows, batch)) for tensor in given))
+        run(True, piece, *(cut(tensor, batch, first, min(first + rows, batch)) for tensor in tensors))
         for first in range(0, batch, rows)
     ]
     return [torch.cat(parts) for parts in zip(*done, strict=True)]

@@ -227,7 +227,7 @@ def _gradient(energy_fn: _checks.Score) -> Callable[[Any], Twice]:
 
     def function(cond: Any) -> Twice:
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            energy = _energy(energy_fn, x, cond)
+            energy = energies(energy_fn, x, cond)
             return wide(energy).sum(), energy
 
         def forward(x: Tensor) -> tuple[Tensor, Aux]:
@@ -243,7 +243,7 @@ def _gradient(energy_fn: _checks.Score) -> Callable[[Any], Twice]:
     return function
 
 
-def _energy(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
+def energies(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
     """The energies `[B]`, checked."""
     energy = energy_fn(x) if cond is None else energy_fn(x, cond)
     if not isinstance(energy, Tensor):

@@ -73,7 +73,7 @@ REGISTRY: dict[str, Function] = {
     "targets.GaussianMixture.log_prob": MIXTURE.log_prob,
 }
 NOT_DIFFERENTIABLE = {
-    "use_backend", "langevin_dynamics", "gradient_ascent", "annealed_langevin_dynamics",
+    "use_backend", "explain", "langevin_dynamics", "gradient_ascent", "annealed_langevin_dynamics",
     "LangevinDynamics", "NonFiniteError", "Interrupted", "ScoreMLP", "EnergyMLP",
 }  # fmt: skip
 
