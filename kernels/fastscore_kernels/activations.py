@@ -1,7 +1,7 @@
 """Activations and their slopes on loaded values, counted in results of the special-function unit (16 a clock and SM).
 
-With FAST (precision below float32's, NVIDIA only) a sigmoid is `1/2 + 1/2 tanh(z/2)` by the hardware's tanh: one result
-a unit, absolute error 2^-11, as much as TF32 rounds away. Otherwise it is an exponential and a reciprocal: two.
+With FAST (precision below float32's, NVIDIA only) a sigmoid is `1/2 + 1/2 tanh(z/2)` by the hardware's tanh: one
+result a unit, absolute error 2^-11, as much as TF32 rounds away. Otherwise it is an exponential and a reciprocal: two.
 """
 
 import triton
@@ -47,7 +47,8 @@ def value(z, NAME: tl.constexpr, FAST: tl.constexpr):
     elif NAME == "tanh":
         return 2.0 * sigmoid(2.0 * z, FAST) - 1.0
     elif NAME == "gelu_tanh":
-        return z * sigmoid(1.5957691216057308 * z * (1.0 + 0.044715 * z * z), FAST)
+        y = tl.minimum(tl.maximum(z, -10.0), 10.0)  # the sigmoid is 0 or 1 beyond
+        return z * sigmoid(1.5957691216057308 * y * (1.0 + 0.044715 * y * y), FAST)
     elif NAME == "softplus":
         return tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
     elif NAME == "gelu":
@@ -100,10 +101,13 @@ def value_slope_and_curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
         return t, q, -2.0 * t * q
     elif NAME == "gelu_tanh":
         y = tl.minimum(tl.maximum(z, -10.0), 10.0)
-        s = sigmoid(1.5957691216057308 * y * (1.0 + 0.044715 * y * y), FAST)
-        q = s * (1.0 - s)
+        double_u = 1.5957691216057308 * y * (1.0 + 0.044715 * y * y)
+        e = tl.exp(-tl.abs(double_u))
+        r = 1.0 / (1.0 + e)
+        s, c = tl.where(double_u >= 0.0, r, e * r), tl.where(double_u >= 0.0, e * r, r)
+        q = e * r * r  # s c, without the cancellation of 1 - s, which u^2 would magnify
         u = 1.5957691216057308 + 0.2140644488 * y * y
-        return z * s, s + y * q * u, q * (2.0 * u + y * (0.4281288976 * y + (1.0 - 2.0 * s) * u * u))
+        return z * s, s + y * q * u, q * (2.0 * u + y * (0.4281288976 * y + (c - s) * u * u))
     elif NAME == "softplus":
         e = tl.exp(-tl.abs(z))
         r = 1.0 / (1.0 + e)

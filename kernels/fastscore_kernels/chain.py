@@ -132,7 +132,7 @@ def chain_kernel(
 
 def tile_order(n_features: int) -> list[int]:
     """The feature of every row of the tile; -1 in the gaps."""
-    lanes, n_groups = min(n_features, 4) if n_features > 2 else n_features, triton.cdiv(n_features, 4)
+    lanes, n_groups = 4 if n_features > 2 else n_features, triton.cdiv(n_features, 4)
     groups = triton.next_power_of_2(n_groups)
     order = [lane * n_groups + g if g < n_groups else -1 for lane in range(lanes) for g in range(groups)]
     return [d if d < n_features else -1 for d in order]

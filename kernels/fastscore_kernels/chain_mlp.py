@@ -19,6 +19,21 @@ import triton.language as tl
 from fastscore_kernels import activations as functions
 from fastscore_kernels.chain import tile_order, to_tile
 
+ACTIVATIONS = ("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine")
+# The deepest network of a padded width whose tile spills no register, by (energy, precision); an energy keeps the slopes
+# of all its layers. tests/audit/test_chain.py compiles every entry.
+DEEPEST = {
+    (False, "bf16x6"): {32: 6, 64: 6, 128: 3},
+    (False, "tf32"): {32: 6, 64: 6, 128: 4},
+    (False, "bf16"): {32: 6, 64: 6, 128: 6, 256: 2},
+    (False, "ieee"): {32: 6, 64: 3},
+    (True, "bf16x6"): {32: 4, 64: 3},
+    (True, "tf32"): {32: 6, 64: 3},
+    (True, "bf16"): {32: 6, 64: 3, 128: 2},
+    (True, "ieee"): {32: 4, 64: 2},
+}
+_BYTES = {"bf16x6": 6, "tf32": 4, "ieee": 4, "bf16": 2}  # of a weight, in shared memory
+
 
 @triton.jit
 def score_mlp(x, at, params):
@@ -205,6 +220,28 @@ def pack(
         rows,
         tl.constexpr(len(activations)),
     )
+
+
+def launch_options(
+    weights: tuple[torch.Tensor, ...], energy: bool, per_chain: bool, precision: str, device: torch.device
+) -> dict[str, int] | None:
+    """The tile of a network, or None: it would not fit in shared memory, or would spill registers (see the audit)."""
+    width, inputs, depth = padded_width(weights), padded_inputs(weights[0].shape[1]), len(weights) - 1
+    if inputs > 64 or depth > DEEPEST[energy, precision].get(width, 0):
+        return None
+    chains, warps = (128, 8) if width == 128 else (64, 4 if width < 128 else 8)
+    numbers = 2 * width * inputs + (depth - 1) * width * width * (1 + energy)
+    if _BYTES[precision] * numbers + 4 * chains * inputs > _shared_memory(device):
+        return None
+    return {"BLOCK_CHAINS": chains, "num_warps": warps, "num_stages": 1}
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes a program may have; in the interpreter, those of the GPU the tiles were made for."""
+    if device.type != "cuda":
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
 
 
 def padded_width(weights: tuple[torch.Tensor, ...]) -> int:

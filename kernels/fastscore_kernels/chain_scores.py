@@ -104,7 +104,7 @@ def pack(means: torch.Tensor, precisions: torch.Tensor, constants: torch.Tensor,
         constants.contiguous(),
         tl.constexpr(len(means)),
         tl.constexpr(diagonal),
-        tl.constexpr(precision),
+        tl.constexpr("tf32" if precision == "bf16" else precision),
     )
 
 
