@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastscore import noise
 from fastscore.divergence import Divergence, divergence, jacobian, laplacian
-from fastscore.networks import EnergyMLP
+from fastscore.networks import EnergyMLP, ScoreMLP
 
 Function = Callable[[Tensor], Tensor]
 
@@ -302,7 +302,7 @@ def test_laplacian_and_all_gradients(operation: Function, method: str, column: b
     assert found.stderr is None
     expected = gradients([energy, -gradient, total], [y, *net.parameters()])
     close(gradients(list(found[:3]), [x, *net.parameters()]), expected)
-    if chunk_size is None and not (column and method == "forward-laplacian"):
+    if chunk_size is None or method == "forward-laplacian":  # checkpointing has no forward mode over a gradient
         assert found.method == method
 
 
@@ -354,16 +354,18 @@ SCALES: dict[str, Callable[[Function], Function]] = {
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_recognised_networks(scale: str, depth: int, weighted: bool) -> None:
+@pytest.mark.parametrize("weighted", ["", "all", "each"])
+def test_recognised_networks(scale: str, depth: int, weighted: str) -> None:
     """Closed forms, tangents and duals are what the generic way gives: traces, estimates, errors and gradients."""
     torch.manual_seed(6)
     hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(5, 5), nn.Softplus())]
     net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), *hidden, nn.Linear(5, 3)).double()
     function = SCALES[scale](net)
-    points, c = data(4, 3), data(3, 3, seed=2) if weighted else None
+    points, c = data(4, 3), {"": None, "all": data(3, 3, seed=2), "each": data(4, 3, 3, seed=2)}[weighted]
+    exact = "closed-form" if depth < 3 and weighted != "each" else "tangents"
     for how, method in (
-        ({"trace": "exact"}, "closed-form" if depth < 3 else "tangents"),
+        ({"trace": "exact"}, exact),
+        ({"trace": "exact", "chunk_size": 3}, exact),
         ({"trace": "hutchinson", "n_probes": 3, "seed": 4}, "hutchinson-dual"),
         ({"trace": "hutchinson", "n_probes": 2, "seed": 4, "probe": "normal"}, "hutchinson-dual"),
     ):
@@ -384,6 +386,26 @@ def test_recognised_networks(scale: str, depth: int, weighted: bool) -> None:
         compare_with_gradients(found[:2], (s, expected), x, y, net)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_jacobians_of_recognised_networks(scale: str, depth: int, chunk_size: int | None) -> None:
+    torch.manual_seed(6)
+    net = ScoreMLP(6, 5, depth, cond_dim=1).double()
+    function = SCALES[scale](lambda x: net(x, cond))
+    cond = data(4, 1, seed=2).requires_grad_()
+    x, y = data(4, 2, 3).requires_grad_(), data(4, 2, 3).requires_grad_()
+    found, expected = jacobian(function, x, chunk_size=chunk_size), brute_jacobian(function, y)[1]
+    close(found, expected)
+    leaves = [cond, *net.parameters()]
+    close(gradients([found], [x, *leaves]), gradients([expected], [y, *leaves]))
+
+
+def test_a_weight_for_all_is_not_cut_with_a_batch_of_as_many_rows() -> None:
+    net, x, c = mlp(3).double(), data(3, 3), data(3, 3, seed=2)
+    close(divergence(net, x, weight=c, chunk_size=2).trace, divergence(net, x, weight=c).trace)
+
+
 @pytest.mark.parametrize("scale", ["plain", "in", "out"])
 def test_recognised_energies(scale: str) -> None:
     torch.manual_seed(7)
@@ -400,6 +422,12 @@ def test_recognised_energies(scale: str) -> None:
         gradients(list(found[:3]), [x, *net.parameters()]),
         gradients(list(expected), [y, *net.parameters()]),
     )
+    line = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    one = laplacian(line, data(4, 1))
+    assert one.method == "forward-laplacian"
+    slope = jacobian(line, data(4, 1)).squeeze(2)
+    close(one.score, -slope)
+    close(one.laplacian, jacobian(lambda x: -laplacian(line, x).score, data(4, 1)).flatten())
     exact = EnergyMLP(3, 5).double()
     found = divergence(exact.score, data(4, 3))
     assert found.method == "forward-laplacian"
