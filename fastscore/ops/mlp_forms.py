@@ -225,10 +225,13 @@ class Quadratic:
         gradients: list[Tensor] = []
         for layer in range(depth - 1, -1, -1):
             gradients.insert(0, _contract(arriving, self.carried[layer], f"dslope{layer}", scratch))
-            change = torch.mul(arriving, jets[layer][1].unsqueeze(1), out=scratch("dQ", *arriving.shape))
+            straight = arriving if self.residuals[layer] else None
+            room = arriving if straight is None else scratch("dQ", *arriving.shape)
+            change = torch.mul(arriving, jets[layer][1].unsqueeze(1), out=room)
             before = self.tangents[layer - 1] if layer else self.drawn
             sums.product(("form", layer), change.flatten(0, 1), before.flatten(0, 1))
             if layer:
-                below = _carry(change, weights[layer], scratch(f"dT{layer % 2}", *before.shape))
-                arriving = below.add_(arriving) if self.residuals[layer] else below
+                arriving = _carry(change, weights[layer], scratch(f"dT{layer % 2}", *before.shape))
+                if straight is not None:
+                    arriving.add_(straight)
         return gradients, None

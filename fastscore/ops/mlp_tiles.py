@@ -171,9 +171,10 @@ def descend(
     """Add the gradients of weights and biases and yield `(l, dz_l)`, from the last layer to the first.
 
     `upstream` is the gradient in the output (None: zero); `slopes` and `curvatures`, times `scale`, those in
-    `phi'(z_l)` and `phi''(z_l)`.
+    `phi'(z_l)` and `phi''(z_l)`. Overwrites `phi'(z_l)` of the jets with `dz_l`.
     """
-    dz, above = upstream, None
+    dz = upstream
+    above: Tensor | None = None
     for layer in range(mlp.depth, -1, -1):
         if layer < mlp.depth:
             jet = jets[layer]
