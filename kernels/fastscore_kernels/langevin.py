@@ -23,10 +23,14 @@ def langevin_step_kernel(
     step,
     temperature_ptr,
     PER_FEATURE: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_CHAINS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):
-    """One tile of [BLOCK_CHAINS, BLOCK_GROUPS] counters; each gives the features g, G + g, 2 G + g and 3 G + g."""
+    """One tile of [BLOCK_CHAINS, BLOCK_GROUPS] counters; each gives the features g, G + g, 2 G + g and 3 G + g.
+
+    Rows of fewer than four features have fewer LANES, and the noise of the others is not made.
+    """
     DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
@@ -36,7 +40,7 @@ def langevin_step_kernel(
     two_t = 2.0 * tl.load(temperature_ptr).to(COMPUTE)
     a = tl.load(step_size_ptr).to(COMPUTE)
     start = first_row * n_features
-    for lane in tl.static_range(4):
+    for lane in tl.static_range(LANES):
         e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
         feature = groups + lane * n_groups
         mask = inside & (feature < n_features)
@@ -83,6 +87,7 @@ def langevin_step(
             step=low_step,
             temperature_ptr=temperature,
             PER_FEATURE=step_size.dim() == 1,
+            LANES=min(4, n_features),
             **options,
         )
     return out

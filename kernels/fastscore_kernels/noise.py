@@ -21,6 +21,7 @@ def normal_kernel(
     key_high,
     step,
     STREAM: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_CHAINS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):
@@ -30,7 +31,7 @@ def normal_kernel(
     w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
     e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, DOUBLE)
     start = first_row * n_features
-    for lane in tl.static_range(4):
+    for lane in tl.static_range(LANES):
         e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
         feature = groups + lane * n_groups
         tl.store(out_ptr + start + (rows * n_features + feature), e, mask=inside & (feature < n_features))
@@ -47,6 +48,7 @@ def rademacher_kernel(
     key_high,
     step,
     STREAM: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_CHAINS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):
@@ -55,7 +57,7 @@ def rademacher_kernel(
     w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
     bit = tl.arange(0, 32)[None, None, :]
     start = first_row * n_features
-    for word in tl.static_range(4):
+    for word in tl.static_range(LANES):
         w = w0 if word == 0 else (w1 if word == 1 else (w2 if word == 2 else w3))
         sign = 1.0 - 2.0 * ((w[:, :, None] >> bit.to(tl.uint32)) & 1).to(tl.float32)
         feature = groups[:, :, None] * 128 + (32 * word + bit)
@@ -64,21 +66,21 @@ def rademacher_kernel(
 
 
 def normal(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
-    """Standard normals `[n, width]`."""
-    return _launch(normal_kernel, triton.cdiv(width, 4), None, n, width, seed, stream, step, first_chain, dtype, device)
+    """Standard normals `[n, width]`, four lanes of one feature a counter."""
+    out = torch.empty((n, width), dtype=dtype, device=device)
+    return _launch(normal_kernel, out, 1, None, seed, stream, step, first_chain)
 
 
 def rademacher(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
-    """Signs `[n, width]`."""
-    n_groups = triton.cdiv(width, 128)
-    return _launch(
-        rademacher_kernel, n_groups, RADEMACHER_TILE, n, width, seed, stream, step, first_chain, dtype, device
-    )
-
-
-def _launch(kernel, n_groups, tile, n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
+    """Signs `[n, width]`, four lanes (words) of 32 features a counter."""
     out = torch.empty((n, width), dtype=dtype, device=device)
-    grid, options = tile_counters(n, n_groups, dtype, tile)
+    return _launch(rademacher_kernel, out, 32, RADEMACHER_TILE, seed, stream, step, first_chain)
+
+
+def _launch(kernel, out, lane_width, tile, seed, stream, step, first_chain) -> torch.Tensor:
+    n, width = out.shape
+    n_groups = triton.cdiv(width, 4 * lane_width)
+    grid, options = tile_counters(n, n_groups, out.dtype, tile)
     key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
     with device_of(out):
         kernel[grid](
@@ -91,6 +93,7 @@ def _launch(kernel, n_groups, tile, n, width, seed, stream, step, first_chain, d
             key_high=key_high,
             step=low_step,
             STREAM=int(stream),
+            LANES=min(4, triton.cdiv(width, lane_width)),
             **options,
         )
     return out
