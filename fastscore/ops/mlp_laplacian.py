@@ -61,7 +61,7 @@ class Laplacian:
         count, columns = len(jets[0][1]), self.columns
         norms = []
         self.carried: list[Tensor] = []
-        self.tangents: list[Tensor | None] = [None]  # T_1 is read by the third layer alone, where the second is residual
+        self.tangents: list[Tensor | None] = [None]  # T_1 is for a third layer above a residual second
         if len(jets) > 2 and self.residuals[1]:
             self.tangents[0] = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
         for layer in range(1, len(jets)):
