@@ -116,7 +116,7 @@ def test_gradient_ascent_contracts_to_the_mode_at_its_rate() -> None:
 
 def test_gradient_ascent_finds_the_modes_of_a_mixture() -> None:
     target = targets.GaussianMixture.ring()
-    found = fastscore.gradient_ascent(target.score, target.sample(400, seed=3), step_size=0.1, n_steps=300)
+    found = fastscore.gradient_ascent(lambda x: target.score(x), target.sample(400, seed=3), step_size=0.1, n_steps=300)
     assert float(target.score(found).abs().max()) < 1e-4
     assert len(torch.unique((found * 10).round(), dim=0)) == 8
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_chain, _dispatch
+from fastscore.ops import _cpu_chain, _cpu_numpy, _dispatch
 from fastscore.reference import philox
 
 _BLOCK = 1 << 15  # counters worked on at a time on a CPU: their words stay in the cache
@@ -56,8 +56,7 @@ def _normal(
         return kernels.normal(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
     if dtype == torch.float32 and device.type == "cpu":
         made = _cpu_chain.normal(n, width, seed, stream, step, first_chain)
-        if made is not None:
-            return made
+        return torch.from_numpy(_cpu_numpy.normals(n, width, seed, stream, step, first_chain)) if made is None else made
 
     def make(chain: Tensor) -> Tensor:
         return philox.normals(seed, stream, step, chain, width, computed(dtype)).to(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import noise, targets
-from fastscore.ops import _cpu_build, _cpu_chain
+from fastscore.ops import _cpu_build, _cpu_chain, _cpu_numpy
 from fastscore.reference import langevin as reference
 from fastscore.reference import philox
 
@@ -57,9 +57,25 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     ("n", "width"), [(1, 1), (70, 1), (70, 2), (65, 3), (9, 4), (33, 5), (20, 64), (3, 257), (1, 1000)]
 )
 def test_normals_are_the_references_bits(n: int, width: int, first: int) -> None:
+    expected = philox.normals(SEED, 3, STEP, torch.arange(first, first + n), width, torch.float32)
     made = _cpu_chain.normal(n, width, SEED, 3, STEP, first)
-    assert made is not None
-    assert torch.equal(made, philox.normals(SEED, 3, STEP, torch.arange(first, first + n), width, torch.float32))
+    assert made is not None and torch.equal(made, expected)
+    assert torch.equal(torch.from_numpy(_cpu_numpy.normals(n, width, SEED, 3, STEP, first)), expected)
+
+
+@pytest.mark.parametrize(
+    "word", [0, 1, 2**31 - 1, 2**31, 2**32 - 2**27, 2**32 - 1, 2**29, 2**29 - 1, 3 * 2**30, 0xB504F333]
+)
+def test_extreme_words_make_the_references_normals(word: int) -> None:
+    # A block of ordinary words around it, so that vector paths see it too.
+    even = torch.randint(0, 2**32, (64,), generator=torch.Generator().manual_seed(word))
+    odd = even.flip(0)
+    even[17] = odd[40] = word
+    r, (cosine, sine) = philox.radius(even, torch.float32), philox.direction(odd, torch.float32)
+    made = _cpu_numpy._box_muller(even.numpy().astype("uint32"), odd.numpy().astype("uint32"))
+    assert torch.equal(torch.from_numpy(made[0]), r * cosine) and torch.equal(torch.from_numpy(made[1]), r * sine)
+    exact = torch.sqrt(-2.0 * torch.log((even.double() + 0.5) * 2.0**-32))
+    torch.testing.assert_close(r.double(), exact, rtol=4e-7, atol=0)
 
 
 @pytest.mark.parametrize("varies", [False, True])
@@ -88,7 +104,7 @@ def test_threads_change_nothing(threads: int) -> None:
 
 
 def run(target: targets.GaussianMixture, x: Tensor, n_steps: int = 30, **options: object) -> Tensor:
-    return fastscore.langevin_dynamics(target.score, x, **{"step_size": 0.02, "n_steps": n_steps, "seed": 5} | options)
+    return fastscore.langevin_dynamics(target.score, x, **{"step_size": 0.005, "n_steps": n_steps, "seed": 5} | options)
 
 
 @mixtures
@@ -117,7 +133,7 @@ def test_chains_have_the_same_bits_however_they_are_cut(target: targets.Gaussian
     assert torch.equal(run(target, path[:, 12], 17, first_step=13), path[:, -1])
     parts = [run(target, part, first_chain=start) for part, start in zip(x.split([1, 64, 35]), (0, 1, 65), strict=True)]
     assert torch.equal(torch.cat(parts), path[:, -1])
-    single = [fastscore.samplers.Langevin(target.score, step_size=0.02, seed=5)]
+    single = [fastscore.samplers.Langevin(target.score, step_size=0.005, seed=5)]
     state = single[0].init(x)
     for k in range(30):
         state = single[0].step(state, k)
@@ -207,7 +223,7 @@ def test_threads_survive_a_fork() -> None:
     code = """
 import os, torch
 torch.set_num_threads(2)
-from fastscore.ops import _cpu_build, _cpu_chain
+from fastscore.ops import _cpu_build, _cpu_chain, _cpu_numpy
 assert _cpu_build.library(build=True) is not None
 draw = lambda: _cpu_chain.normal(1 << 14, 4, 1, 0, 0, 0).numpy().tobytes()  # torch's own threads would hang
 first = draw()
