@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastscore.ops import mlp_tiles, noise
+from fastscore.ops import _dispatch, mlp_tiles, noise
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
 from fastscore.ops.mlp_laplacian import Laplacian
 from fastscore.ops.mlp_tiles import Form, Key
@@ -135,6 +136,15 @@ class _Prepared:
         self.form.parameters = tuple(parameter.detach() for parameter in self.graph)
         self.mlp = mlp
 
+    def kernels(self, x: Tensor) -> ModuleType | None:
+        """The Triton kernels that do what the tiles do, if they should and can; they know the bilinear form only."""
+        found = _dispatch.kernels("mlp", x.device) if isinstance(self.form, Bilinear) else None
+        return found if found is not None and found.supported(self.mlp, x) else None
+
+    def evaluate(self, x: Tensor) -> Outputs:
+        """The network's output and the form's values."""
+        return cast(Outputs, (self.kernels(x) or mlp_tiles).evaluate(self.mlp, x, self.shifts, self.form))
+
     def wanted(self) -> dict[Key, Tensor]:
         """The parameters of the form through which a wanted gradient flows."""
         return {("form", i): p for i, p in enumerate(self.graph) if p.requires_grad}
@@ -159,14 +169,16 @@ def _differentiate(
     needs: Sequence[bool],
     upstream: mlp_tiles.Upstream,
     scale: float = 1.0,
+    *,
+    reads: bool,
 ) -> list[Tensor | None]:
-    """Gradients of `(x, *tensors)` where they are needed, else None."""
+    """Gradients of `(x, *tensors)` where they are needed, else None; `reads` says whether upstream looks at outputs."""
     prepared = _Prepared(problem, x, tensors, needs[1:])
     keys = problem.keys()
     wanted = {key: t for key, t, need in zip(keys, (x, *tensors), needs, strict=True) if need and key[0] != "C"}
-    gradients = mlp_tiles.differentiate(
-        prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale
-    )
+    arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
+    kernels = prepared.kernels(x)
+    gradients = mlp_tiles.differentiate(*arguments) if kernels is None else kernels.differentiate(*arguments, reads)
     prepared.pull(gradients)
     return [gradients.get(key) if need else None for key, need in zip(keys, needs, strict=True)]
 
@@ -203,7 +215,7 @@ class Terms(torch.autograd.Function):
         ctx.problem = problem
         ctx.save_for_backward(x, *tensors)
         prepared = _Prepared(problem, x, tensors, [False] * len(tensors))
-        return mlp_tiles.evaluate(prepared.mlp, x, prepared.shifts, prepared.form)
+        return prepared.evaluate(x)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -215,7 +227,7 @@ class Terms(torch.autograd.Function):
             first, *others = upstream
             return first[rows], tuple(other[rows] for other in others)
 
-        return None, *_differentiate(problem, x, tensors, needs, of_rows)
+        return None, *_differentiate(problem, x, tensors, needs, of_rows, reads=False)
 
 
 class Loss(torch.autograd.Function):
@@ -235,7 +247,7 @@ class Loss(torch.autograd.Function):
             return out * (2 * weights.square), (None,)
 
         scale = 1.0 if problem.energy else weights.trace / count
-        gradients = _differentiate(problem, x, tensors, needs, of_loss, scale)
+        gradients = _differentiate(problem, x, tensors, needs, of_loss, scale, reads=True)
         square, trace = (torch.stack(part).sum() for part in zip(*parts, strict=True))
         ctx.save_for_backward(x, *tensors, *gradients)
         ctx.mark_non_differentiable(square, trace)

@@ -7,7 +7,7 @@ result a unit, absolute error 2^-11, as much as TF32 rounds away. Otherwise it i
 import triton
 import triton.language as tl
 
-_HIGH = tl.constexpr(1.5703125)  # pi/2 in three parts (Cephes, S. Moshier: sinf.c): the first two times 2^13 are exact
+_HIGH = tl.constexpr(1.5703125)  # pi/2 in three parts (Cephes, S. Moshier: sinf.c), products with integers exact
 _MIDDLE = tl.constexpr(4.837512969970703e-4)
 _LOW = tl.constexpr(7.549789948768648e-8)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 2^23: adding it rounds to the nearest integer and leaves that in the low bits
@@ -25,7 +25,7 @@ def sigmoid(z, FAST: tl.constexpr):
 
 @triton.jit
 def sine_and_cosine(z):
-    """For |z| <= 8192: the rest of z to the nearest quarter turn, and polynomials. No special function, no slow path."""
+    """For |z| <= 8192: polynomials of the rest to the nearest quarter turn. No special function, no slow path."""
     turns = z * 0.6366197723675814 + _ROUND
     quarter = turns.to(tl.int32, bitcast=True)
     turns -= _ROUND

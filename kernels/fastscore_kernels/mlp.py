@@ -1,0 +1,220 @@
+"""Launchers for networks with one or two hidden layers: score with exact trace, and all gradients.
+
+`evaluate` and `differentiate` do on a whole batch what `fastscore.ops.mlp_tiles` does tile by tile, and take the same
+arguments: the network (`weights`, `biases`, `activations`), x `[B, D]`, the shifts of its layers, and the form whose
+parameters are M and c of `mlp_forward`. The gradient's factors live for one chunk of the batch, so that memory beyond
+inputs, outputs and gradients does not grow with it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from fastscore_kernels import table
+from fastscore_kernels.launch import device_of
+from fastscore_kernels.mlp_backward import lower_kernel, upper_kernel
+from fastscore_kernels.mlp_forward import forward_kernel
+
+ACTIVATIONS = frozenset(("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine"))
+
+# Elements of one [rows, width] factor of a gradient: 32 MB in float32, six of which live at a time.
+_CHUNK = 1 << 23
+
+# Read along their other side by the backward pass.
+_TURNED = ("w2", "w3", "m")
+
+
+Key = tuple[str, int]
+Gradients = dict[Key, torch.Tensor]
+
+
+class Layers(NamedTuple):
+    """A network as the kernels take it: contiguous tensors, None for what it does not have."""
+
+    weights: dict[str, torch.Tensor | None]
+    """By the kernels' names for them: w1, w2, w3, b1, b2, b3, m, c; w2_t, w3_t and m_t are transposes."""
+    shifts: tuple[torch.Tensor | None, ...]
+    """u_1, u_2, u_3."""
+    constants: dict[str, Any]
+    """Sizes, activations and precision."""
+
+    @property
+    def deep(self) -> bool:
+        """Whether there are two hidden layers."""
+        return self.weights["m"] is not None
+
+    def arguments(self, rows: slice) -> dict[str, Any]:
+        """What kernels take of the network, by argument, for some of the samples."""
+        given: dict[str, Any] = {f"{name}_ptr": tensor for name, tensor in self.weights.items()}
+        for name, u in zip(("u1_ptr", "u2_ptr", "u3_ptr"), self.shifts, strict=True):
+            given[name] = None if u is None else u[rows].contiguous()
+        return {**given, **self.constants}
+
+
+def supported(mlp: Any, x: torch.Tensor) -> bool:
+    """Whether these kernels serve a network: float32, one or two hidden layers, and a tested launch for its sizes."""
+    return (
+        x.dtype == torch.float32
+        and len(mlp.activations) <= 2
+        and set(mlp.activations) <= ACTIVATIONS
+        and table.options("mlp_forward", x.device, precision(x.device), _width(mlp.weights), x.shape[1]) is not None
+    )
+
+
+def precision(device: torch.device) -> str:
+    """What a product rounds to: float32 by three TF32 products where torch is to keep all of it, else TF32.
+
+    AMD's tensor cores multiply float32 as it is.
+    """
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score `[B, D]` and trace `[B, 1]`."""
+    return _forward(_layers(mlp, x, shifts, form), x.contiguous(), slice(0, len(x)))
+
+
+def differentiate(
+    mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
+) -> Gradients:
+    """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs."""
+    layers, x = _layers(mlp, x, shifts, form), x.contiguous()
+    gradients = {
+        key: (torch.empty if key[0] in ("x", "shift") else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
+        for key, t in wanted.items()
+    }
+    chunk = max(1, _CHUNK // _width(mlp.weights))
+    for start in range(0, len(x), chunk):
+        rows = slice(start, min(start + chunk, len(x)))
+        score, trace = _forward(layers, x[rows], rows) if reads else (None, None)
+        ds, (g,) = upstream(rows, score, (trace,))
+        ds = torch.zeros_like(x[rows]) if ds is None else ds.contiguous()
+        g = x.new_full((len(ds),), scale) if g is None else g.reshape(-1) * scale
+        _backward(layers, x[rows], rows, ds, g, gradients)
+    return gradients
+
+
+def _forward(layers: Layers, x: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    score, trace = _empty(x, *x.shape), _empty(x, len(x), 1)
+    _launch(forward_kernel, "mlp_forward", layers, rows, {"score_ptr": score, "trace_ptr": trace, "x_ptr": x})
+    return score, trace
+
+
+def _backward(
+    layers: Layers, x: torch.Tensor, rows: slice, ds: torch.Tensor, g: torch.Tensor, gradients: Gradients
+) -> None:
+    """Write the gradients of some samples, and add theirs to the gradients of weights."""
+    first, last, deep = layers.constants["H1"], layers.constants["H2"], layers.deep
+    factors = any(key[0] not in ("x", "shift") for key in gradients)
+    given: dict[str, Any] = {"x_ptr": x, "ds_ptr": ds, "g_ptr": g}
+
+    def array(width: int, wanted: bool, key: Key | None = None) -> torch.Tensor | None:
+        """What a kernel writes `[rows, width]` to: the gradient that it is, else something to multiply by, or None."""
+        if key in gradients:
+            return gradients[key][rows]
+        return _empty(x, len(x), width) if wanted else None
+
+    dz2, gd2, phi2 = array(last, deep, ("shift", 1) if deep else None), array(last, deep), array(last, deep and factors)
+    h1, d1, dz1 = array(first, factors), array(first, deep and factors), array(first, True, ("shift", 0))
+    sums: dict[str, torch.Tensor] = {}
+    if deep:
+        written = {"dz2_ptr": dz2, "gd2_ptr": gd2, "phi2_ptr": phi2, "h1_ptr": h1, "d1_ptr": d1}
+        sums |= _launch(upper_kernel, "mlp_upper", layers, rows, {**given, **written}, {"dz2_sums_ptr": last})
+        given |= {"dz2_ptr": dz2, "gd2_ptr": gd2}
+    given |= {"dz1_ptr": dz1, "h1_ptr": None if deep else h1}
+    sums |= _launch(
+        lower_kernel, "mlp_lower", layers, rows, given, dict.fromkeys(("dz1_sums_ptr", "gd1_sums_ptr"), first)
+    )
+
+    out = 2 if deep else 1
+    residual = deep and layers.weights["c"] is not None
+    products: list[tuple[Key, Any, Any]] = [(("weight", 0), dz1, x), (("weight", out), ds, phi2 if deep else h1)]
+    if deep:
+        products += [(("weight", 1), dz2, h1), (("form", 0), gd2, d1)]
+    if residual:
+        products += [(("weight", out), ds, h1)]
+    for key, left, right in products:
+        if key in gradients:
+            gradients[key].addmm_(left.t(), right)
+    totals = {("bias", 0): "dz1_sums_ptr", ("form", 1 if deep else 0): "gd1_sums_ptr"}
+    if deep:
+        totals[("bias", 1)] = "dz2_sums_ptr"
+    for key, name in totals.items():
+        if key in gradients:
+            gradients[key].add_(sums[name].sum(0))
+    if ("bias", out) in gradients:
+        gradients["bias", out].add_(ds.sum(0))
+    if ("x", 0) in gradients:
+        torch.mm(dz1, layers.weights["w1"], out=gradients["x", 0][rows])
+    if ("shift", out) in gradients:
+        gradients["shift", out][rows] = ds
+
+
+def _launch(
+    kernel: Any,
+    operation: str,
+    layers: Layers,
+    rows: slice,
+    arrays: dict[str, Any],
+    sums: dict[str, int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Run a kernel over some samples; returns its sums over samples, one row a program, which it makes by name."""
+    n_rows, x = rows.stop - rows.start, arrays["x_ptr"]
+    options = _options(operation, layers, x.device)
+    programs, blocks = triton.cdiv(n_rows, options["ROWS"]), 1
+    if operation != "mlp_forward":
+        name, size = ("ABOVE", "H2") if operation == "mlp_upper" else ("BELOW", "H1")
+        blocks = triton.cdiv(layers.constants[size], options[name])
+    made = {name: _empty(x, programs, width) for name, width in (sums or {}).items()}
+    given = {**layers.arguments(rows), **arrays, **made, "n_rows": n_rows}
+    with device_of(x):
+        kernel[(programs, blocks)](
+            **{name: given.get(name) for name in kernel.arg_names if name not in options}, **options
+        )
+    return made
+
+
+def _options(operation: str, layers: Layers, device: torch.device) -> dict[str, int]:
+    """Launch options, with the tile of a layer no wider than the layer."""
+    constants = layers.constants
+    width = max(constants["H1"], constants["H2"])
+    found = dict(table.options(operation, device, constants["PRECISION"], width, constants["D"]) or {})
+    name, size = ("BELOW", constants["H1"]) if operation == "mlp_lower" else ("ABOVE", constants["H2"])
+    found[name] = min(found.pop("BLOCK"), max(16, triton.next_power_of_2(size)))
+    return found
+
+
+def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> Layers:
+    """The network as the kernels take it."""
+    deep = len(mlp.activations) == 2
+    order = (0, 1, 2) if deep else (0, None, 1)
+    pick = [lambda values, at=at: None if at is None or not values else values[at] for at in order]
+    weights: dict[str, Any] = {f"w{i}": get(mlp.weights) for i, get in enumerate(pick, 1)}
+    weights |= {f"b{i}": get(mlp.biases) for i, get in enumerate(pick, 1)}
+    parameters = list(form.parameters)
+    weights["m"] = parameters.pop(0) if deep else None
+    weights["c"] = parameters.pop(0) if parameters else None
+    weights = {name: None if w is None else w.detach().contiguous() for name, w in weights.items()}
+    weights |= {f"{name}_t": None if weights[name] is None else weights[name].t().contiguous() for name in _TURNED}
+    rounding = precision(x.device)
+    constants = {
+        "D": x.shape[1],
+        "H1": mlp.weights[0].shape[0],
+        "H2": mlp.weights[1].shape[0] if deep else 1,
+        "PHI1": mlp.activations[0],
+        "PHI2": mlp.activations[-1],
+        "PRECISION": rounding,
+        "FAST": False,
+    }
+    return Layers(weights, tuple(get(shifts) for get in pick), constants)
+
+
+def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _width(weights: Any) -> int:
+    return max(weight.shape[0] for weight in weights[:-1])

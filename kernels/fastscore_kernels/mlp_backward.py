@@ -1,0 +1,148 @@
+"""The gradient of `sum_b ds_b . s_b + g_b tr_b` for a network with one or two hidden layers: recomputed, not stored.
+
+With the names of `mlp_forward`, `q = M d_1` and `e_l = phi_l''(z_l)`:
+
+    dz_2 = (W_3' ds) * d_2 + g q * e_2,                                          `upper_kernel`
+    dh_1 = W_2' dz_2 (+ W_3' ds if residual),   dd_1 = M' (g d_2) (+ g c),
+    dz_1 = dh_1 * d_1 + dd_1 * e_1.                                              `lower_kernel`
+
+With one hidden layer only the second runs, on `dh_1 = W_2' ds` and `dd_1 = g c`. What the gradients of the weights
+need is written, each array once, for one matrix product each outside (and `dx = W_1' dz_1`):
+
+    dW_2 = dz_2' h_1,  dM = (g d_2)' d_1,  dW_1 = dz_1' x,  dW_{L+1} = ds' h_L;
+
+sums over samples (`db_l`, `dc = sum g d_1`) as one row a program. The two accumulators of H x H that would spare this
+traffic do not fit beside the rest in registers (they spill 3 KB a thread), and TF32 products need the batch, here
+their inner side, contiguous.
+"""
+
+import triton
+import triton.language as tl
+
+from fastscore_kernels import activations
+from fastscore_kernels.mlp_tiles import (
+    keep,
+    keep_sum,
+    matrix,
+    product,
+    projected,
+    samples,
+    second_layer,
+    vector,
+    weights_of,
+)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def upper_kernel(
+    dz2_ptr,
+    gd2_ptr,
+    phi2_ptr,
+    h1_ptr,
+    d1_ptr,
+    dz2_sums_ptr,
+    x_ptr,
+    ds_ptr,
+    g_ptr,
+    u1_ptr,
+    u2_ptr,
+    w1_ptr,
+    w2_ptr,
+    w3_t_ptr,
+    b1_ptr,
+    b2_ptr,
+    m_ptr,
+    n_rows,
+    D: tl.constexpr,
+    H1: tl.constexpr,
+    H2: tl.constexpr,
+    PHI1: tl.constexpr,
+    PHI2: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    ABOVE: tl.constexpr,
+):
+    """`dz_2`, `g d_2`, and where they are wanted (else None) `phi_2(z_2)`, `h_1` and `d_1`; ABOVE units a program."""
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    start = tl.program_id(1) * ABOVE
+    above = start + tl.arange(0, ABOVE)
+    features = tl.arange(0, max(16, triton.next_power_of_2(D)))
+    x = samples(x_ptr, first, n_rows, features, ROWS, D)
+    z2, carried = second_layer(
+        h1_ptr, d1_ptr, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
+        D, H1, H2, PHI1, PRECISION, FAST, ROWS, UNITS, ABOVE,
+    )  # fmt: skip
+    g = weights_of(g_ptr, first, n_rows, ROWS)
+    phi2, d2, e2 = activations.value_slope_and_curvature(z2, PHI2, FAST)
+    if phi2_ptr is not None:
+        keep(phi2_ptr, phi2, first, n_rows, above, ROWS, H2)
+    keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
+    dz2 = g * carried * e2
+    dz2 += projected(ds_ptr, w3_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION) * d2
+    keep(dz2_ptr, dz2, first, n_rows, above, ROWS, H2)
+    keep_sum(dz2_sums_ptr, dz2, first, n_rows, above, ROWS, H2)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def lower_kernel(
+    dz1_ptr,
+    h1_ptr,
+    dz1_sums_ptr,
+    gd1_sums_ptr,
+    x_ptr,
+    dz2_ptr,
+    gd2_ptr,
+    ds_ptr,
+    g_ptr,
+    u1_ptr,
+    w1_ptr,
+    w2_t_ptr,
+    w3_t_ptr,
+    b1_ptr,
+    m_t_ptr,
+    c_ptr,
+    n_rows,
+    D: tl.constexpr,
+    H1: tl.constexpr,
+    H2: tl.constexpr,
+    PHI1: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BELOW: tl.constexpr,
+):
+    """`dz_1`, BELOW units a program, which takes UNITS units of the second layer at a time.
+
+    With one hidden layer `dz2_ptr` is None and `h_1` is written here; c is None where `tr J` has no term `d_1 . c`.
+    """
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    below = tl.program_id(1) * BELOW + tl.arange(0, BELOW)
+    dh1 = tl.zeros([ROWS, BELOW], tl.float32)
+    dd1 = tl.zeros([ROWS, BELOW], tl.float32)
+    if dz2_ptr is not None:
+        for start in range(0, H2, UNITS):
+            units = start + tl.arange(0, UNITS)
+            dz2 = samples(dz2_ptr, first, n_rows, units, ROWS, H2)
+            gd2 = samples(gd2_ptr, first, n_rows, units, ROWS, H2)
+            dh1 += product(dz2, matrix(w2_t_ptr, below, units, H1, H2), PRECISION)
+            dd1 += product(gd2, matrix(m_t_ptr, below, units, H1, H2), PRECISION)
+    g = weights_of(g_ptr, first, n_rows, ROWS)
+    if c_ptr is not None:
+        dh1 += projected(ds_ptr, w3_t_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
+        dd1 += g * vector(c_ptr, below, H1)
+    z1 = projected(x_ptr, w1_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
+    if b1_ptr is not None:
+        z1 += vector(b1_ptr, below, H1)
+    if u1_ptr is not None:
+        z1 += samples(u1_ptr, first, n_rows, below, ROWS, H1)
+    h1, d1, e1 = activations.value_slope_and_curvature(z1, PHI1, FAST)
+    if h1_ptr is not None:
+        keep(h1_ptr, h1, first, n_rows, below, ROWS, H1)
+    if c_ptr is not None:
+        keep_sum(gd1_sums_ptr, g * d1, first, n_rows, below, ROWS, H1)
+    dz1 = dh1 * d1 + dd1 * e1
+    keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)
+    keep_sum(dz1_sums_ptr, dz1, first, n_rows, below, ROWS, H1)
