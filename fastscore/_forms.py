@@ -99,9 +99,6 @@ def forms(
         chunk_size: Rows in a piece; chosen by the memory budget when not given.
         whole: Keep `J v_i` (mode "jvp") or `J' v_i` (mode "vjp"), `[n, B, *event]`, and not the forms.
     """
-    batch = x.shape[0]
-    rows, columns = piece_size(x, n, chunk_size, cond)
-    remake = rows < batch or columns < n
 
     def piece(x: Tensor, cond: Any, weight: Tensor | None, first: int, start: int, stop: int) -> Forms:
         right = directions(x, first, start, stop)
@@ -110,6 +107,11 @@ def forms(
         kept = product if whole else _dot(product, left if mode == "jvp" else right)
         return Forms(value, aux, kept, mode)
 
+    if torch.compiler.is_compiling():  # which keeps what it likes, and would make a graph for every batch size
+        return piece(x, cond, weight, 0, 0, n)
+    batch = x.shape[0]
+    rows, columns = piece_size(x, n, chunk_size, cond)
+    remake = rows < batch or columns < n
     done = []
     for first in range(0, max(batch, 1), rows):
         last = min(first + rows, batch)
@@ -146,12 +148,12 @@ def piece_size(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[in
     fit = _BUDGET // each
     if chunk_size is not None:
         rows = chunk_size
-    elif torch.compiler.is_compiling() or not (cond is None or isinstance(cond, (Tensor, int, float))):
+    elif not (cond is None or isinstance(cond, (Tensor, int, float))):
         rows = x.shape[0]
     else:
         rows = fit // (n + 1)
     rows = max(1, min(rows, x.shape[0]))
-    return rows, n if torch.compiler.is_compiling() else max(1, min(n, fit // rows))
+    return rows, max(1, min(n, fit // rows))
 
 
 def cut(value: Any, batch: int, first: int, last: int) -> Any:
@@ -163,8 +165,7 @@ def cut(value: Any, batch: int, first: int, last: int) -> Any:
 
 def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
     """`piece(*args)`, to be recomputed in the backward if `remake` and gradients are recorded."""
-    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not (remake and recorded) or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not (remake and torch.is_grad_enabled()) or torch._C._functorch.peek_interpreter_stack() is not None:
         return piece(*args)
     done: Made = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
     return done

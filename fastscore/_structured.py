@@ -91,6 +91,11 @@ class Found(NamedTuple):
 def check(name: str, fn: object, x: Tensor, chunk_size: int | None) -> None:
     """Refuse a function, points or a chunk size that cannot be right."""
     _checks.callable_(name, fn)
+    if torch.is_grad_enabled() and any(base.__name__ == "FSDPModule" for base in type(fn).__mro__):
+        raise ValueError(
+            f"{name} is sharded by fully_shard, which gathers its parameters for one forward and backward pass only: "
+            f"compute the loss in the forward method of a module that holds the network, and shard that module"
+        )
     _checks.batch("x", x)
     if chunk_size is not None:
         _checks.count("chunk_size", chunk_size, minimum=1)
