@@ -232,4 +232,5 @@ if child == 0:
     os._exit(0 if draw() == first else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, cwd=root)
