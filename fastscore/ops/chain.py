@@ -191,8 +191,18 @@ def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[st
         if x.dtype != torch.float32 or source.mlp.weights[0].dtype != torch.float32:
             return None
         precision = _precision(x)
-        options = networks.launch_options(source.mlp.weights, source.energy, source.per_chain, precision, x.device)
-        if options is None or not set(source.mlp.activations) <= set(networks.ACTIVATIONS):
+        if not set(source.mlp.activations) <= set(networks.ACTIVATIONS):
+            return None
+        options = networks.launch_options(
+            source.mlp.weights,
+            source.mlp.activations,
+            source.mlp.residuals,
+            energy=source.energy,
+            per_chain=source.per_chain,
+            precision=precision,
+            device=x.device,
+        )
+        if options is None:
             return None
         params = networks.pack(
             source.mlp.weights,
@@ -209,10 +219,10 @@ def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[st
     scores = _dispatch.kernels("chain_scores", x.device)
     assert scores is not None
     if isinstance(source, TritonScore):
-        options = scores.launch_options(x.shape[1], False)
+        options = scores.launch_options(x.shape[1], False, x.device)
         return None if options is None else (chain, source.kernel, source.params, options)
     full = source.precisions.dim() == 3
-    options = scores.launch_options(x.shape[1], full)
+    options = scores.launch_options(x.shape[1], full, x.device)
     if options is None or (full and x.dtype == torch.float64 and x.shape[1] > 8):
         return None
     means, precisions, constants = (t.to(x) for t in (source.means, source.precisions, source.constants))

@@ -130,6 +130,13 @@ def chain_kernel(
     tl.store(first_bad_ptr + row, first_bad, mask=row < n_chains)
 
 
+def generation(device: torch.device) -> int:
+    """The major number of an NVIDIA GPU's compute capability; 0 for AMD; in the interpreter, 9."""
+    if device.type != "cuda":
+        return 9
+    return 0 if torch.version.hip is not None else torch.cuda.get_device_capability(device)[0]
+
+
 def tile_order(n_features: int) -> list[int]:
     """The feature of every row of the tile; -1 in the gaps."""
     lanes, n_groups = 4 if n_features > 2 else n_features, triton.cdiv(n_features, 4)

@@ -1,13 +1,14 @@
 """Score and energy networks as scores of the whole-chain kernel: the hidden layers of a tile of chains in registers.
 
 z_1 = W_1 c_in x + b_1, h_l = phi_l(z_l) (+ h_{l-1}), z_{l+1} = W_{l+1} h_l + b_{l+1}. Chains are rows here,
-`[BLOCK_CHAINS, WIDTH]`, so that the hidden state is the left factor of every product and stays in registers; the weights
-are read before the loop over steps and stay in shared memory (no store in that loop: the compiler moves them out).
+`[BLOCK_CHAINS, WIDTH]`, so that the hidden state is the left factor of every product and stays in registers; the
+weights are read before the loop over steps and stay in shared memory (that loop stores nothing, so the compiler moves
+their loads out).
 
-params, made by `pack`: weights, biases, scales, then constants. A row of biases, and of the scales (c_in, c_out, c_skip),
-belongs to a level of a ladder or, PER_CHAIN, to a chain. Products in full precision are "bf16x6": both factors as sums of
-three bfloat16, the six largest of their nine products. That is as exact as float32, needs three quarters of the shared
-memory of "tf32x3", and a hidden state in bfloat16 goes from one product to the next without changing hands.
+params, made by `pack`: weights, biases, scales, then constants. A row of biases, and of the scales (c_in, c_out,
+c_skip), belongs to a level of a ladder or, PER_CHAIN, to a chain. Products in full precision are "bf16x6": both factors
+as sums of three bfloat16, the six largest of their nine products. That is as exact as float32, needs three quarters of
+the shared memory of "tf32x3", and the hidden state goes from one product to the next without changing threads.
 """
 
 from typing import Any
@@ -17,20 +18,20 @@ import triton
 import triton.language as tl
 
 from fastscore_kernels import activations as functions
-from fastscore_kernels.chain import tile_order, to_tile
+from fastscore_kernels.chain import generation, tile_order, to_tile
 
 ACTIVATIONS = ("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine")
-# The deepest network of a padded width whose tile spills no register, by (energy, precision); an energy keeps the slopes
-# of all its layers. tests/audit/test_chain.py compiles every entry.
+# The deepest network of a padded width whose tile spills no register on sm_90, by (energy, precision): a plain one, and
+# one with the exact gelu or, in "bf16x6", residuals. An energy keeps the slopes of all its layers.
 DEEPEST = {
-    (False, "bf16x6"): {32: 6, 64: 6, 128: 3},
-    (False, "tf32"): {32: 6, 64: 6, 128: 4},
-    (False, "bf16"): {32: 6, 64: 6, 128: 6, 256: 2},
-    (False, "ieee"): {32: 6, 64: 3},
-    (True, "bf16x6"): {32: 4, 64: 3},
-    (True, "tf32"): {32: 6, 64: 3},
-    (True, "bf16"): {32: 6, 64: 3, 128: 2},
-    (True, "ieee"): {32: 4, 64: 2},
+    (False, "bf16x6"): {32: (6, 6), 64: (6, 6), 128: (3, 0)},
+    (False, "tf32"): {32: (6, 6), 64: (6, 6), 128: (3, 2)},
+    (False, "bf16"): {32: (6, 6), 64: (6, 6), 128: (3, 0), 256: (2, 0)},
+    (False, "ieee"): {32: (6, 6), 64: (3, 3)},
+    (True, "bf16x6"): {32: (4, 4), 64: (3, 2)},
+    (True, "tf32"): {32: (4, 4), 64: (3, 2), 128: (2, 0)},
+    (True, "bf16"): {32: (4, 4), 64: (3, 2)},
+    (True, "ieee"): {32: (4, 4), 64: (2, 2)},
 }
 _BYTES = {"bf16x6": 6, "tf32": 4, "ieee": 4, "bf16": 2}  # of a weight, in shared memory
 
@@ -80,7 +81,7 @@ def energy_mlp(x, at, params):
         z = product(h, weights, WIDTH, WIDTH, params)
         new, slope = functions.value_and_slope(z + bias(biases, layer * WIDTH, WIDTH, params), ACTIVATIONS[layer], FAST)
         h = new + h if RESIDUALS[layer] else new
-        slopes = slopes + (slope,)
+        slopes = slopes + (slope,)  # type: ignore[assignment]  # noqa: RUF005
         weights += WIDTH * WIDTH
     a = bias(biases, DEPTH * WIDTH, WIDTH, params) + tl.zeros([x.shape[1], WIDTH], tl.float32)
     for back in tl.static_range(1, DEPTH):
@@ -223,11 +224,23 @@ def pack(
 
 
 def launch_options(
-    weights: tuple[torch.Tensor, ...], energy: bool, per_chain: bool, precision: str, device: torch.device
+    weights: tuple[torch.Tensor, ...],
+    activations: tuple[str, ...],
+    residuals: tuple[bool, ...],
+    *,
+    energy: bool,
+    per_chain: bool,
+    precision: str,
+    device: torch.device,
 ) -> dict[str, int] | None:
-    """The tile of a network, or None: it would not fit in shared memory, or would spill registers (see the audit)."""
+    """The tile of a network, or None: it would not fit in shared memory, or spill registers (see the audit)."""
     width, inputs, depth = padded_width(weights), padded_inputs(weights[0].shape[1]), len(weights) - 1
-    if inputs > 64 or depth > DEEPEST[energy, precision].get(width, 0):
+    heavy = "gelu" in activations or (precision == "bf16x6" and any(residuals))
+    if depth > DEEPEST[energy, precision].get(width, (0, 0))[heavy] or inputs > 64 or (per_chain and width > 32):
+        return None
+    if inputs > 16 and ((width == 128 and (precision == "bf16x6" or heavy)) or width == 256):
+        return None
+    if not _fits_generation(generation(device), width, depth, energy, precision):
         return None
     chains, warps = (128, 8) if width == 128 else (64, 4 if width < 128 else 8)
     numbers = 2 * width * inputs + (depth - 1) * width * width * (1 + energy)
@@ -236,8 +249,17 @@ def launch_options(
     return {"BLOCK_CHAINS": chains, "num_warps": warps, "num_stages": 1}
 
 
+def _fits_generation(generation: int, width: int, depth: int, energy: bool, precision: str) -> bool:
+    """Whether the tile of an sm_90 is one elsewhere: before it "bf16x6" spills, after it tensor memory is the limit."""
+    if generation in (0, 9):
+        return True
+    if generation < 9:
+        return precision != "bf16x6" and not energy and width <= 128
+    return not energy and precision == "tf32" and width * depth <= 256
+
+
 def _shared_memory(device: torch.device) -> int:
-    """Bytes a program may have; in the interpreter, those of the GPU the tiles were made for."""
+    """Bytes a program may have; in the interpreter, those of the GPU that the tiles were made for."""
     if device.type != "cuda":
         return 227 * 1024
     properties = torch.cuda.get_device_properties(device)

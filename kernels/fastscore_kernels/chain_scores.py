@@ -1,10 +1,10 @@
-"""Scores for the whole-chain kernel: the analytic targets, and examples of one's own.
+"""Scores for the whole-chain kernel: the analytic targets, and an example of one's own.
 
-A score is a `@triton.jit` function `score(x, at, params)` of a tile of states x `[P, BLOCK_CHAINS]` (features first) that
-returns grad log p, a tile of the same shape. `at` is (features `[P, 1]`, inside `[P, BLOCK_CHAINS]`, chains
-`[1, BLOCK_CHAINS]`, level): the feature of each row, which entries are real (the others hold 0 and stay 0), the index of
-each chain in the batch, and the level of a ladder. `params` is the tuple that the launcher was given: tensors arrive as
-pointers, numbers as float32 or integers, and `tl.constexpr(n)` as a constant, to be read by `N: tl.constexpr = params[i]`.
+A score is a `@triton.jit` function `score(x, at, params)` of a tile of states x `[P, BLOCK_CHAINS]` (features first)
+that returns grad log p, a tile of the same shape. `at` is (features `[P, 1]`, inside `[P, BLOCK_CHAINS]`, chains
+`[1, BLOCK_CHAINS]`, level): the feature of each row, which entries are real (the others hold 0 and stay 0), the index
+of each chain in the batch, and the level of a ladder. `params` is the tuple that the launcher was given: tensors arrive
+as pointers, numbers as float32 or integers, and `tl.constexpr(n)` as a constant (`N: tl.constexpr = params[i]`).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastscore_kernels.chain import tile_order, to_tile
+from fastscore_kernels.chain import generation, tile_order, to_tile
 
 MAX_UNROLLED = tl.constexpr(64)  # numbers of a mixture a thread keeps in registers; larger ones are read at every step
 
@@ -70,7 +70,7 @@ def component(x, k, params):
     P: tl.constexpr = x.shape[0]
     row = tl.arange(0, P)
     y = x - tl.load(params[0] + k * P + row)[:, None]
-    if params[4]:
+    if params[4]:  # noqa: SIM108 (decided when compiled)
         pulled = y * tl.load(params[1] + k * P + row)[:, None]
     else:
         pulled = times(y, params[1] + k * P * P, params)
@@ -95,7 +95,7 @@ def times(y, matrix, params):
 
 
 def pack(means: torch.Tensor, precisions: torch.Tensor, constants: torch.Tensor, precision: str) -> tuple[Any, ...]:
-    """The params of `gaussian` or `mixture`: means `[K, D]`, precisions S^-1 `[K, D]` or `[K, D, D]`, constants `[K]`."""
+    """The params of a target: means `[K, D]`, precisions S^-1 `[K, D]` or `[K, D, D]`, constants `[K]`."""
     diagonal = precisions.dim() == 2
     tiled = to_tile(precisions, 1) if diagonal else to_tile(to_tile(precisions, 1), 2)
     return (
@@ -108,10 +108,10 @@ def pack(means: torch.Tensor, precisions: torch.Tensor, constants: torch.Tensor,
     )
 
 
-def launch_options(n_features: int, full: bool) -> dict[str, int] | None:
-    """The tile of an analytic target or of one's own score, or None: too many features for the registers of a thread."""
+def launch_options(n_features: int, full: bool, device: torch.device) -> dict[str, int] | None:
+    """The tile of an analytic target (full: of matrices) or of one's own score, or None: it would spill registers."""
     rows = len(tile_order(n_features))
-    if rows > 64:
+    if rows > (16 if full and generation(device) not in (0, 9) else 64):
         return None
     if rows <= 8:
         return {"BLOCK_CHAINS": 32, "num_warps": 1}

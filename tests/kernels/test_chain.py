@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -90,9 +91,7 @@ def test_float64_keeps_its_digits(name, device):
     x = states(5, target.dim, device, torch.float64)
     step = constant(x)
     step = chain.Schedule(step.step_size.fill_(0.02), step.temperature.fill_(0.7), 2**30)
-    check(
-        chain.run(source(target), x, step, n_kept=2, **CUT, **COUNTERS), reference(target.score, x), 1e-12
-    )
+    check(chain.run(source(target), x, step, n_kept=2, **CUT, **COUNTERS), reference(target.score, x), 1e-12)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 6, 33])
@@ -121,7 +120,7 @@ def networks():
 
 def network(activation, dim, widths, residual, outputs):
     sizes = [dim, *widths, outputs]
-    weights = tuple(torch.randn(n, k) * (1.5 / k**0.5) for k, n in zip(sizes, sizes[1:], strict=False))
+    weights = tuple(torch.randn(n, k) * (1.5 / k**0.5) for k, n in itertools.pairwise(sizes))
     biases = tuple(torch.randn(n) for n in sizes[1:])
     residuals = tuple(residual and i > 0 for i in range(len(widths)))
     return MLP(weights, biases, (activation,) * len(widths), residuals)
@@ -238,7 +237,7 @@ def test_cuts_in_time_and_in_the_batch_change_no_bit(kind, device):
     later = {**COUNTERS, "first_step": COUNTERS["first_step"] + 2}
     assert torch.equal(chain.run(score, first.x, constant(x), n_steps=3, **later).x, whole.x)
     assert torch.equal(first.x, whole.kept[:, 1])
-    # Another place in the tile is another order of additions in NumPy's products (not on a GPU), so the cut is a tile's.
+    # NumPy's products, in the interpreter, depend on the place in the tile: the cut is between two tiles.
     part = {**COUNTERS, "first_chain": COUNTERS["first_chain"] + 64}
     assert torch.equal(chain.run(score, x[64:], constant(x), n_steps=5, **part).x, whole.x[64:])
 
