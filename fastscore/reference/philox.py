@@ -151,6 +151,7 @@ def uniforms(seed: Word, stream: int, step: Word, chain: Tensor, dtype: torch.dt
 def rademacher(seed: Word, stream: int, step: Word, chain: Tensor, n_features: int, dtype: torch.dtype) -> Tensor:
     """Signs `[*chain.shape, n_features]`, 1 - 2 bit: bit d mod 32 of word (d mod 128) div 32 of group d div 128."""
     group = torch.arange(-(-n_features // 128), device=chain.device)
-    word = torch.stack(words(seed, stream, step, chain.unsqueeze(-1), group), -1)
-    bits = (word.unsqueeze(-1) >> torch.arange(32, device=chain.device)) & 1
+    used = min(4, -(-n_features // 32))
+    word = torch.stack(words(seed, stream, step, chain.unsqueeze(-1), group)[:used], -1)
+    bits = (word.unsqueeze(-1) >> torch.arange(min(32, n_features), device=chain.device)) & 1
     return (1 - 2 * bits.flatten(-3)[..., :n_features].contiguous()).to(dtype)
