@@ -22,11 +22,11 @@ from fastscore_kernels.chain import generation, tile_order, to_tile
 
 ACTIVATIONS = ("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine")
 # The deepest network of a padded width whose tile spills no register on sm_90, by (energy, precision): a plain one, and
-# one with the exact gelu or, in "bf16x6", residuals. An energy keeps the slopes of all its layers.
+# one with the exact gelu or, in "bf16x6" or an energy, residuals. An energy keeps the slopes of all its layers.
 DEEPEST = {
     (False, "bf16x6"): {32: (6, 6), 64: (6, 6), 128: (3, 0)},
     (False, "tf32"): {32: (6, 6), 64: (6, 6), 128: (3, 2)},
-    (False, "bf16"): {32: (6, 6), 64: (6, 6), 128: (3, 0), 256: (2, 0)},
+    (False, "bf16"): {32: (6, 6), 64: (6, 6), 128: (3, 0)},
     (False, "ieee"): {32: (6, 6), 64: (3, 3)},
     (True, "bf16x6"): {32: (4, 4), 64: (3, 2)},
     (True, "tf32"): {32: (4, 4), 64: (3, 2), 128: (2, 0)},
@@ -235,14 +235,14 @@ def launch_options(
 ) -> dict[str, int] | None:
     """The tile of a network, or None: it would not fit in shared memory, or spill registers (see the audit)."""
     width, inputs, depth = padded_width(weights), padded_inputs(weights[0].shape[1]), len(weights) - 1
-    heavy = "gelu" in activations or (precision == "bf16x6" and any(residuals))
+    heavy = "gelu" in activations or (any(residuals) and (energy or precision == "bf16x6"))
     if depth > DEEPEST[energy, precision].get(width, (0, 0))[heavy] or inputs > 64 or (per_chain and width > 32):
         return None
-    if inputs > 16 and ((width == 128 and (precision == "bf16x6" or heavy)) or width == 256):
+    if inputs > 16 and width == 128 and (precision == "bf16x6" or heavy):
         return None
     if not _fits_generation(generation(device), width, depth, energy, precision):
         return None
-    chains, warps = (128, 8) if width == 128 else (64, 4 if width < 128 else 8)
+    chains, warps = (128, 8) if width == 128 else (64, 4)
     numbers = 2 * width * inputs + (depth - 1) * width * width * (1 + energy)
     if _BYTES[precision] * numbers + 4 * chains * inputs > _shared_memory(device):
         return None
