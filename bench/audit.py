@@ -65,6 +65,7 @@ class Report:
     shared: int
     instructions_an_element: float
     opcodes: Counter[str]
+    sass: str
     ptx: str
     ttir: str
 
@@ -96,6 +97,7 @@ def compile_nvidia(case: Case, arch: int) -> Report:
         shared=built.metadata.shared,
         instructions_an_element=instructions * threads / case.elements,
         opcodes=opcodes,
+        sass=sass,
         ptx=built.asm["ptx"],
         ttir=built.asm["ttir"],
     )

@@ -13,16 +13,16 @@ _DIRECT = frozenset(("c_ptr", "gd1_sums_ptr"))
 _SHIFTS = frozenset(("u1_ptr", "u2_ptr", "u3_ptr"))
 
 
-def mlp(architecture: str) -> Iterator[Case]:
-    """Two hidden layers without and with shifts and a residual layer, and one hidden layer."""
+def cases() -> Iterator[tuple[str, Case]]:
+    """Architectures with, for every entry of theirs, networks with and without what adds to a kernel's registers."""
     from fastscore_kernels import table
 
     for entry in table.entries():
-        if architecture in entry["architectures"]:
-            yield case(entry, residual=False)
-            yield case(entry, residual=True)
+        for architecture in entry["architectures"]:
+            yield architecture, case(entry)
+            yield architecture, case(entry, residual=True)
             if entry["operation"] != "mlp_upper":
-                yield case(entry, depth=1)
+                yield architecture, case(entry, depth=1)
 
 
 def case(entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activation: str = "silu") -> Case:

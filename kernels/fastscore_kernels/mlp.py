@@ -108,10 +108,11 @@ def _backward(
 ) -> None:
     """Write the gradients of some samples, and add theirs to the gradients of weights."""
     first, last, deep = layers.constants["H1"], layers.constants["H2"], layers.deep
+    w1: Any = layers.weights["w1"]
     factors = any(key[0] not in ("x", "shift") for key in gradients)
     given: dict[str, Any] = {"x_ptr": x, "ds_ptr": ds, "g_ptr": g}
 
-    def array(width: int, wanted: bool, key: Key | None = None) -> torch.Tensor | None:
+    def array(width: int, wanted: bool, key: Key | None = None) -> Any:
         """What a kernel writes `[rows, width]` to: the gradient that it is, else something to multiply by, or None."""
         if key in gradients:
             return gradients[key][rows]
@@ -148,7 +149,7 @@ def _backward(
     if ("bias", out) in gradients:
         gradients["bias", out].add_(ds.sum(0))
     if ("x", 0) in gradients:
-        torch.mm(dz1, layers.weights["w1"], out=gradients["x", 0][rows])
+        torch.mm(dz1, w1, out=gradients["x", 0][rows])
     if ("shift", out) in gradients:
         gradients["shift", out][rows] = ds
 

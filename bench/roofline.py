@@ -1,0 +1,107 @@
+"""What a kernel of the fused networks should cost on an H200, from its machine code: a time for each of four limits.
+
+    python -m bench.roofline         ns a sample of every kernel of H = 128, and the step of 2^20 samples they add up to
+
+Instructions are counted as they are executed: the body of a loop times its trips. The largest of the four times is the
+expected one if the others hide behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from bench import audit, audit_mlp
+
+# An H200: multiprocessors and clock; bytes a second, read and write, as measured; and a clock and multiprocessor's
+# multiply-adds in TF32, results of the special-function unit, and lane-instructions issued.
+_SMS, _HERTZ, _BANDWIDTH = 132, 1.98e9, 4.3e12
+_TENSOR, _SPECIAL, _ISSUE = 1024, 16, 128
+
+_LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Za-z0-9_.]+)\s*([^;]*);")
+
+
+def executed(sass: str, trips: list[int]) -> Counter[str]:
+    """Instructions a warp executes, by full opcode; `trips` of the loops in the order of their beginnings.
+
+    Raises:
+        ValueError: there are other loops than that.
+    """
+    code = [(int(m[1], 16), m[2], m[3]) for m in map(_LINE.match, sass.splitlines()) if m]
+    ends = [(int(target, 16), at) for at, name, rest in code if name == "BRA" for target in re.findall(r"0x\w+", rest)]
+    loops = sorted((target, at) for target, at in ends if target < at)
+    if len(loops) != len(trips):
+        raise ValueError(f"{len(loops)} loops, expected {len(trips)}")
+    counts: Counter[str] = Counter()
+    for at, name, _ in code:
+        times = 1
+        for (start, end), count in zip(loops, trips, strict=True):
+            times *= count if start <= at <= end else 1
+        counts[name] += times if name != "NOP" else 0
+    return counts
+
+
+def limits(case: audit.Case, counts: Counter[str], bytes_a_sample: int) -> dict[str, float]:
+    """Nanoseconds a sample by limit, with every multiprocessor busy."""
+    warps, clocks = case.options["num_warps"], _SMS * _HERTZ * 1e-9
+    lanes = 32 * warps / case.elements
+    products = 0.0
+    for name, count in counts.items():
+        if shape := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):
+            m, n, k = map(int, shape.groups())
+            products += count * m * n * k * (warps / 4) / case.elements
+    special = sum(count for name, count in counts.items() if name.startswith("MUFU"))
+    return {
+        "tensor": products / _TENSOR / clocks,
+        "special": special * lanes / _SPECIAL / clocks,
+        "issue": sum(counts.values()) * lanes / _ISSUE / clocks,
+        "memory": bytes_a_sample / _BANDWIDTH * 1e9,
+    }
+
+
+def entry(operation: str, dim: int, width: int = 128) -> dict[str, Any]:
+    """What the table gives an H200 in TF32, at these sizes."""
+    from fastscore_kernels import table
+
+    for found in table.entries():
+        if (
+            (found["operation"], found["precision"]) == (operation, "tf32")
+            and "sm_90" in found["architectures"]
+            and found["width"] >= width
+            and found["dim"] >= dim
+        ):
+            return {**found, "width": width, "dim": dim}
+    raise LookupError(f"no entry for {operation}, width {width}, dim {dim}")
+
+
+def main() -> int:
+    """Print every limit of every kernel, and what a whole step of exact implicit score matching adds up to."""
+    width = 128
+    for dim in (2, 16, 64):
+        total = 0.0
+        # Values a sample: x, score and trace; x, ds, g and five [B, H]; x and three [B, H].
+        values = {"mlp_forward": 2 * dim + 1, "mlp_upper": 2 * dim + 1 + 5 * width, "mlp_lower": dim + 3 * width}
+        for operation, moved in values.items():
+            found = entry(operation, dim, width)
+            case = audit_mlp.case(found)
+            report = audit.compile_nvidia(case, 90)
+            projections = [-(-dim // 32)] if operation != "mlp_forward" and dim > 32 else []
+            trips = [width // found["options"]["UNITS"], *projections]
+            if operation == "mlp_forward" and found["options"]["BLOCK"] < width:
+                trips = [width // found["options"]["BLOCK"], *trips]
+            found_limits = limits(case, executed(report.sass, trips), 4 * moved)
+            if operation != "mlp_forward" and (blocks := width // found["options"]["BLOCK"]) > 1:
+                found_limits = {k: t * (blocks if k != "memory" else 1) for k, t in found_limits.items()}
+            limiter = max(found_limits, key=lambda k: found_limits[k])
+            total += found_limits[limiter]
+            print(f"{case.name:36}", *(f"{k}={t:.2f}ns" for k, t in found_limits.items()), f"limit: {limiter}")
+        products = {"tensor": 2 * width * width / _TENSOR / (_SMS * _HERTZ * 1e-9), "memory": 24e9 * width / _BANDWIDTH}
+        total += max(products.values())
+        print(f"weight gradients (cuBLAS), D={dim}", *(f"{k}={t:.2f}ns" for k, t in products.items()))
+        print(f"one step of 2^20 samples, D={dim}: {total * 2**20 * 1e-6:.2f} ms expected")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
