@@ -60,13 +60,10 @@ def test_whole_losses(name: str) -> None:
     compare(LOSSES[name], "aot_eager")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tangents",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("exact", "hutchinson", "energy", "generic")),
-    ],
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("hutchinson", "tangents", "energy", "generic")]
+
+
+@pytest.mark.parametrize("name", ["exact", *SLOW])
 def test_whole_losses_through_inductor(name: str) -> None:
     """Needs a C++ compiler."""
     compare(LOSSES[name], "inductor")
