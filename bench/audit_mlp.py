@@ -48,7 +48,6 @@ def case(entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activ
         "PHI1": activation,
         "PHI2": activation,
         "PRECISION": precision,
-        "FAST": False,
         "ABOVE": block if depth == 2 else 16,
         "BELOW": block,
         **options,

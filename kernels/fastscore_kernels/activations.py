@@ -104,10 +104,10 @@ def value_slope_and_curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
         double_u = 1.5957691216057308 * y * (1.0 + 0.044715 * y * y)
         e = tl.exp(-tl.abs(double_u))
         r = 1.0 / (1.0 + e)
-        s, c = tl.where(double_u >= 0.0, r, e * r), tl.where(double_u >= 0.0, e * r, r)
-        q = e * r * r  # s c, without the cancellation of 1 - s, which u^2 would magnify
+        s = tl.where(double_u >= 0.0, r, e * r)
+        q = e * r * r  # s (1 - s), without its cancellation, which u^2 would magnify
         u = 1.5957691216057308 + 0.2140644488 * y * y
-        return z * s, s + y * q * u, q * (2.0 * u + y * (0.4281288976 * y + (c - s) * u * u))
+        return z * s, s + y * q * u, q * (2.0 * u + y * (0.4281288976 * y + (1.0 - 2.0 * s) * u * u))
     elif NAME == "softplus":
         e = tl.exp(-tl.abs(z))
         r = 1.0 / (1.0 + e)

@@ -208,7 +208,6 @@ def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> Layers:
         "PHI1": mlp.activations[0],
         "PHI2": mlp.activations[-1],
         "PRECISION": rounding,
-        "FAST": False,
     }
     return Layers(weights, tuple(get(shifts) for get in pick), constants)
 

@@ -59,7 +59,6 @@ def upper_kernel(
     PHI1: tl.constexpr,
     PHI2: tl.constexpr,
     PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     ABOVE: tl.constexpr,
@@ -72,17 +71,17 @@ def upper_kernel(
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
     z2, carried = second_layer(
         h1_ptr, d1_ptr, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
-        D, H1, H2, PHI1, PRECISION, FAST, ROWS, UNITS, ABOVE,
+        D, H1, H2, PHI1, PRECISION, ROWS, UNITS, ABOVE,
     )  # fmt: skip
     g = weights_of(g_ptr, first, n_rows, ROWS)
-    phi2, d2, e2 = activations.value_slope_and_curvature(z2, PHI2, FAST)
+    phi2, d2, e2 = activations.value_slope_and_curvature(z2, PHI2, False)
     if phi2_ptr is not None:
         keep(phi2_ptr, phi2, first, n_rows, above, ROWS, H2)
     keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
     dz2 = g * carried * e2
     dz2 += projected(ds_ptr, w3_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION) * d2
     keep(dz2_ptr, dz2, first, n_rows, above, ROWS, H2)
-    keep_sum(dz2_sums_ptr, dz2, first, n_rows, above, ROWS, H2)
+    keep_sum(dz2_sums_ptr, dz2, above, H2)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -109,7 +108,6 @@ def lower_kernel(
     H2: tl.constexpr,
     PHI1: tl.constexpr,
     PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     BELOW: tl.constexpr,
@@ -138,11 +136,11 @@ def lower_kernel(
         z1 += vector(b1_ptr, below, H1)
     if u1_ptr is not None:
         z1 += samples(u1_ptr, first, n_rows, below, ROWS, H1)
-    h1, d1, e1 = activations.value_slope_and_curvature(z1, PHI1, FAST)
+    h1, d1, e1 = activations.value_slope_and_curvature(z1, PHI1, False)
     if h1_ptr is not None:
         keep(h1_ptr, h1, first, n_rows, below, ROWS, H1)
     if c_ptr is not None:
-        keep_sum(gd1_sums_ptr, g * d1, first, n_rows, below, ROWS, H1)
+        keep_sum(gd1_sums_ptr, g * d1, below, H1)
     dz1 = dh1 * d1 + dd1 * e1
     keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)
-    keep_sum(dz1_sums_ptr, dz1, first, n_rows, below, ROWS, H1)
+    keep_sum(dz1_sums_ptr, dz1, below, H1)

@@ -38,7 +38,6 @@ def forward_kernel(
     PHI1: tl.constexpr,
     PHI2: tl.constexpr,
     PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     ABOVE: tl.constexpr,
@@ -57,7 +56,7 @@ def forward_kernel(
         for start in range(0, H1, UNITS):
             units = start + tl.arange(0, UNITS)
             z1 = preactivation(x, w1_ptr, b1_ptr, u1_ptr, first, n_rows, units, features, ROWS, H1, D, PRECISION)
-            h1, d1 = activations.value_and_slope(z1, PHI1, FAST)
+            h1, d1 = activations.value_and_slope(z1, PHI1, False)
             score += product(h1, matrix(w3_ptr, features, units, D, H1), PRECISION)
             trace += tl.sum(d1 * vector(c_ptr, units, H1), 1)
     if m_ptr is not None:
@@ -65,9 +64,9 @@ def forward_kernel(
             above = start + tl.arange(0, ABOVE)
             z2, carried = second_layer(
                 None, None, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
-                D, H1, H2, PHI1, PRECISION, FAST, ROWS, UNITS, ABOVE,
+                D, H1, H2, PHI1, PRECISION, ROWS, UNITS, ABOVE,
             )  # fmt: skip
-            h2, d2 = activations.value_and_slope(z2, PHI2, FAST)
+            h2, d2 = activations.value_and_slope(z2, PHI2, False)
             trace += tl.sum(d2 * carried, 1)
             score += product(h2, matrix(w3_ptr, features, above, D, H2), PRECISION)
     if b3_ptr is not None:

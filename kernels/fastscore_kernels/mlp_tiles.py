@@ -14,11 +14,8 @@ from fastscore_kernels import activations
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """`a b'` in float32, `[M, K]` by `[N, K]`; PRECISION is "ieee", "tf32", "tf32x3" or "bf16" (operands rounded)."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), tl.trans(b.to(tl.bfloat16)), input_precision="tf32", out_dtype=tl.float32)
-    else:
-        return tl.dot(a.to(tl.float32), tl.trans(b.to(tl.float32)), input_precision=PRECISION, out_dtype=tl.float32)
+    """`a b'`, `[M, K]` by `[N, K]`, in float32; PRECISION is "ieee", "tf32x3" or "tf32"."""
+    return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=tl.float32)
 
 
 @triton.jit
@@ -52,10 +49,12 @@ def keep(ptr, values, first, n_rows, columns, ROWS: tl.constexpr, N_COLUMNS: tl.
 
 
 @triton.jit
-def keep_sum(ptr, values, first, n_rows, columns, ROWS: tl.constexpr, N_COLUMNS: tl.constexpr):
-    """Write this program's sum over its samples to its row of `[programs, N_COLUMNS]`: no atomics, always one order."""
-    real = tl.arange(0, ROWS)[:, None] < n_rows - first
-    total = tl.sum(tl.where(real, values, 0.0), 0)
+def keep_sum(ptr, values, columns, N_COLUMNS: tl.constexpr):
+    """Write this program's sum over its samples to its row of `[programs, N_COLUMNS]`: no atomics, always one order.
+
+    What is summed is 0 in rows beyond the last: upstream gradients were loaded as 0 there.
+    """
+    total = tl.sum(values, 0)
     tl.store(ptr + tl.program_id(0).to(tl.int64) * N_COLUMNS + columns, total, mask=columns < N_COLUMNS)
 
 
@@ -97,7 +96,7 @@ def preactivation(
 def second_layer(
     h1_ptr, d1_ptr, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start_above,
     D: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, PHI1: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, ABOVE: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, ABOVE: tl.constexpr,
 ):  # fmt: skip
     """z_2 and M d_1 for ABOVE units from `start_above` on; UNITS units of the first layer at a time, never all of them.
 
@@ -110,7 +109,7 @@ def second_layer(
     for start in range(0, H1, UNITS):
         units = start + tl.arange(0, UNITS)
         z1 = preactivation(x, w1_ptr, b1_ptr, u1_ptr, first, n_rows, units, features, ROWS, H1, D, PRECISION)
-        h1, d1 = activations.value_and_slope(z1, PHI1, FAST)
+        h1, d1 = activations.value_and_slope(z1, PHI1, False)
         z2 += product(h1, matrix(w2_ptr, above, units, H2, H1), PRECISION)
         if h1_ptr is not None:
             n_written = tl.where(start_above == 0, n_rows, 0)

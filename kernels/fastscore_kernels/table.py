@@ -26,10 +26,19 @@ def options(operation: str, device: torch.device, precision: str, width: int, di
     return None
 
 
-@functools.cache
 def entries() -> list[dict[str, Any]]:
     """The whole table."""
-    return list(json.loads(_TABLE.read_text())["entries"])
+    return list(_read()["entries"])
+
+
+def provenance() -> dict[str, Any]:
+    """Where the options come from: with which versions, and whether they were measured."""
+    return dict(_read()["provenance"])
+
+
+@functools.cache
+def _read() -> dict[str, Any]:
+    return dict(json.loads(_TABLE.read_text()))
 
 
 def _architecture(device: torch.device) -> str:

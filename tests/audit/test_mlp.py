@@ -32,6 +32,7 @@ def test_every_entry(architecture, case):
     assert not report.opcodes["LDL"] + report.opcodes["STL"]
     assert report.shared <= SHARED_LIMIT[architecture]
     assert sum(n for name, n in report.opcodes.items() if name.startswith(TENSOR_CORES[architecture]))
+    assert not re.search(r"\btrap;", report.ptx), "the compiler gave up and says so at run time only"
     assert not re.search(r"\b(atom|red)\.", report.ptx), "an atomic: the order of additions would vary"
     check_ttir(report.ttir, case)
 

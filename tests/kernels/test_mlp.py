@@ -180,6 +180,20 @@ def test_chunks_of_the_batch_add_up(monkeypatch, launches, residual):
     assert launches == ["mlp_forward", *["mlp_upper", "mlp_lower"] * 3]
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has no order of programs")
+def test_the_order_of_programs_does_not_matter(monkeypatch):
+    """No program reads what another writes in the same launch."""
+    from triton.runtime import interpreter
+
+    case = Case(rows=130, dim=2, widths=(20, 130))
+    forwards = case.fused("xuwb")
+    monkeypatch.setattr(interpreter, "range", lambda n: reversed(range(n)), raising=False)
+    backwards = case.fused("xuwb")
+    assert all(
+        torch.equal(f, b) for f, b in zip([*forwards[0], *forwards[1]], [*backwards[0], *backwards[1]], strict=True)
+    )
+
+
 def test_weighted_trace():
     """tr(C J): the kernels see C through M and c, its gradient through theirs."""
     case = Case(rows=6, dim=3, widths=(20, 24), residual=False)

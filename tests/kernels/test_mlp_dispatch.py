@@ -1,0 +1,82 @@
+"""Which networks the fused kernels take; what they decline comes out right all the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import fastscore
+from fastscore.ops import mlp as ops
+from fastscore.reference import mlp as reference
+from fastscore.reference.mlp import MLP
+
+pytest.importorskip("triton")
+from fastscore_kernels import mlp as kernels
+from fastscore_kernels import table
+
+
+def network(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.device, name: str = "silu") -> MLP:
+    make = torch.Generator().manual_seed(len(sizes))
+    weights = [torch.randn(b, a, generator=make).to(device, dtype) / a**0.5 for a, b in itertools.pairwise(sizes)]
+    hidden = len(sizes) - 2
+    return MLP(tuple(weights), (None,) * len(weights), (name,) * hidden, (False,) * hidden)
+
+
+DECLINED = {
+    "float64": ((2, 8, 8, 2), torch.float64),
+    "three hidden layers": ((2, 8, 8, 8, 2), torch.float32),
+    "too wide": ((2, 8, 257, 2), torch.float32),
+    "too many features": ((129, 8, 8, 129), torch.float32),
+}
+
+
+@pytest.mark.parametrize("why", DECLINED)
+def test_what_is_declined_is_right(why, device, monkeypatch):
+    sizes, dtype = DECLINED[why]
+    mlp, x = network(*sizes, dtype=dtype, device=device), torch.ones(3, sizes[0], dtype=dtype, device=device)
+    monkeypatch.setattr(kernels, "_launch", None)
+    assert not kernels.supported(mlp, x)
+    score, trace = ops.score_and_trace(mlp, x)
+    exact = reference.score_and_trace(mlp, x)
+    torch.testing.assert_close(score, exact[0])
+    torch.testing.assert_close(trace, exact[1])
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 8, 2), (1, 1, 1), (64, 256, 256, 64), (3, 20, 3), (2, 64, 129, 2)])
+def test_what_is_supported(sizes, device):
+    x = torch.ones(1, sizes[0], device=device)
+    assert kernels.supported(network(*sizes, device=device), x)
+    assert not kernels.supported(network(*sizes, device=device, name="relu"), x)
+
+
+def test_the_torch_backend_launches_nothing(device, monkeypatch):
+    monkeypatch.setattr(kernels, "_launch", None)
+    with fastscore.use_backend("torch"):
+        ops.score_and_trace(network(2, 8, 8, 2, device=device), torch.ones(3, 2, device=device))
+
+
+def test_precision_follows_torch(device):
+    """ "highest" keeps float32's digits, "high" rounds to TF32."""
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert kernels.precision(torch.device("cpu")) == "tf32"
+        torch.set_float32_matmul_precision("highest")
+        assert kernels.precision(torch.device("cpu")) == "tf32x3"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_smallest_entry_that_fits():
+    cpu = torch.device("cpu")
+    small = table.options("mlp_upper", cpu, "tf32", 64, 16)
+    assert small == table.options("mlp_upper", cpu, "tf32", 33, 2)
+    assert small["BLOCK"] == 64
+    assert table.options("mlp_upper", cpu, "tf32", 65, 2)["BLOCK"] == 128
+    assert table.options("mlp_upper", cpu, "tf32", 257, 2) is None
+    assert table.options("mlp_upper", cpu, "tf32", 64, 129) is None
+
+
+def test_the_table_says_where_it_comes_from():
+    assert table.provenance()["measured"] is False
