@@ -1,0 +1,60 @@
+"""Peak memory of a training step, in a process of its own: it does not grow with D, the probes or the batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("resource")  # Unix
+
+STEP = """
+import resource, sys, torch
+from torch import nn
+from fastscore import EnergyMLP, ScoreMLP, implicit_score_matching
+torch.set_num_threads(1)
+kind, rows, d, width, probes = sys.argv[1], *map(int, sys.argv[2:])
+net = {
+    "closed": lambda: ScoreMLP(d, width),
+    "tangents": lambda: ScoreMLP(d, width, 3),
+    "energy": lambda: EnergyMLP(d, width),
+    "generic": lambda: nn.Sequential(nn.Linear(d, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, d)),
+}[kind]()
+optimiser = torch.optim.Adam(net.parameters())
+how = {"trace": "hutchinson", "n_probes": probes} if probes else {"trace": "exact"}
+def step(x):
+    optimiser.zero_grad()
+    implicit_score_matching(net.score if kind == "energy" else net, x, **how).backward()
+    optimiser.step()
+x = torch.randn(rows, d)
+step(x[:256])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(x)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unit = 1 if sys.platform == "darwin" else 1024
+print((after - before) * unit / 2**20, after * unit / 2**20)
+"""
+
+
+def megabytes(kind: str, rows: int, d: int, width: int, probes: int = 0) -> tuple[float, float]:
+    """What the peak grows by over a small batch's, and the peak, of a training step."""
+    arguments = [sys.executable, "-c", STEP, kind, *map(str, (rows, d, width, probes))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    grown, peak = map(float, done.stdout.split())
+    return grown, peak
+
+
+@pytest.mark.parametrize(
+    ("kind", "d", "probes"),
+    [("closed", 2, 0), ("closed", 32, 0), ("closed", 8, 8), ("tangents", 8, 0), ("energy", 8, 0)],
+)
+def test_a_recognised_network_works_in_tiles(kind: str, d: int, probes: int) -> None:
+    """16384 rows, D = 8, H = 64: one array of every tangent would have 32 MiB."""
+    assert megabytes(kind, 16384, d, 64, probes)[0] < 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "probes"), [("closed", 0), ("closed", 1), ("generic", 0)])
+def test_a_million_rows_train_within_two_gigabytes(kind: str, probes: int) -> None:
+    assert megabytes(kind, 10**6, 2, 128, probes)[1] < 2000
