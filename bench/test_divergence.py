@@ -9,19 +9,14 @@ the timing: a contender whose parameter gradients are wrong fails before it is t
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from bench import clock
 from fastscore.losses import implicit_score_matching
 from fastscore.networks import EnergyMLP, ScoreMLP
 
@@ -29,7 +24,6 @@ from fastscore.networks import EnergyMLP, ScoreMLP
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 WIDTH, SIGMA = 128, 0.1
-RECORD = os.environ.get("FASTSCORE_BENCH_RECORD")
 Step = Callable[[], Tensor]
 
 
@@ -111,53 +105,17 @@ def agree(network: nn.Module, mine: Step, theirs: Step) -> None:
 
 
 def race(network: nn.Module, contenders: dict[str, Step], benchmark, label: str, rounds: int) -> None:
-    """Print and record medians of whole training steps (zero, loss, backward) relative to the first contender's."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    """Whole training steps (zero, loss, backward), relative to the denoising one."""
 
-    def once(name: str) -> None:
-        start = time.perf_counter()
-        network.zero_grad()
-        contenders[name]().backward()
-        times[name].append(time.perf_counter() - start)
+    def whole(step: Step) -> clock.Contender:
+        def run() -> None:
+            network.zero_grad()
+            step().backward()
 
-    def everything() -> None:
-        for name in contenders:
-            once(name)
+        return run
 
-    everything()
-    everything()
-    for measured in times.values():
-        measured.clear()
-    benchmark.pedantic(everything, rounds=rounds)
-    base, *_ = contenders
-    medians = {name: statistics.median(measured) for name, measured in times.items()}
-    ratios = {name: median / medians[base] for name, median in medians.items()}
-    print(f"\n{label}: {base} {1e3 * medians[base]:.2f} ms; " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()))
-    benchmark.extra_info.update(ratios)
-    _record(label, ratios, medians[base])
-
-
-def _record(label: str, ratios: dict[str, float], base: float) -> None:
-    """Add a case to the file that FASTSCORE_BENCH_RECORD names, with the machine it ran on."""
-    if not RECORD:
-        return
-    path = Path(RECORD)
-    machine = {
-        "processor": next(
-            (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-            platform.processor(),
-        ),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    known = json.loads(path.read_text()) if path.exists() else {"machine": machine, "cases": {}}
-    known["cases"][label] = {"denoising_ms": round(1e3 * base, 3), **{n: round(r, 3) for n, r in ratios.items()}}
-    path.write_text(json.dumps(known, indent=1) + "\n")
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    times = clock.race({name: whole(step) for name, step in contenders.items()}, benchmark, rounds=rounds)
+    benchmark.extra_info.update(clock.compare(label, times, base="denoising"))
 
 
 # batch, D, hidden layers, at most for exact, at most for Hutchinson (on 2 quiet cores)

@@ -18,9 +18,12 @@ from fastscore.networks import ScoreMLP as ScoreMLP
 from fastscore.samplers import Interrupted as Interrupted
 from fastscore.samplers import LangevinDynamics as LangevinDynamics
 from fastscore.samplers import NonFiniteError as NonFiniteError
+from fastscore.samplers import TritonScore as TritonScore
 from fastscore.samplers import annealed_langevin_dynamics as annealed_langevin_dynamics
 from fastscore.samplers import gradient_ascent as gradient_ascent
 from fastscore.samplers import langevin_dynamics as langevin_dynamics
 from fastscore.samplers import langevin_step as langevin_step
+from fastscore.samplers import mala as mala
+from fastscore.samplers import underdamped_langevin as underdamped_langevin
 
 __version__ = "0.1.0"

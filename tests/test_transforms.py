@@ -75,6 +75,7 @@ REGISTRY: dict[str, Function] = {
 NOT_DIFFERENTIABLE = {
     "use_backend", "explain", "langevin_dynamics", "gradient_ascent", "annealed_langevin_dynamics",
     "LangevinDynamics", "NonFiniteError", "Interrupted", "ScoreMLP", "EnergyMLP",
+    "mala", "underdamped_langevin", "TritonScore",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from fastscore import _config
 from fastscore.ops import _cpu_build
 from fastscore.reference.philox import Stream
 
-_REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
+REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
 _BLOCK = 64  # the kernels' block of counters or chains
 
@@ -30,7 +30,7 @@ def _library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
     if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
         return None
-    return _cpu_build.library(build=work >= _REPAYS)
+    return _cpu_build.library(build=work >= REPAYS)
 
 
 def _threads(elements: int) -> int:

@@ -51,6 +51,11 @@ class Network:
     energy: bool = False
     per_chain: bool = False
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether anything goes by level."""
+        return not self.per_chain and any(rows is not None for rows in (*self.shifts, *self.scales))
+
 
 @dataclass(frozen=True)
 class TritonScore:
@@ -173,6 +178,11 @@ def run(
         options=options,
     )
     return Result(last, kept, torch.where(first_bad < 0, -1, first_bad.long() + first_step))
+
+
+def available(x: Tensor) -> bool:
+    """Whether whole-chain kernels run on the device of x at all."""
+    return _dispatch.kernels("chain", x.device) is not None
 
 
 def declined(source: Source, x: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Samplers: one algorithm a file, and `chain.py`, the one loop they share."""
 
+from fastscore.ops.chain import TritonScore as TritonScore
 from fastscore.samplers.annealed import AnnealedLangevin as AnnealedLangevin
 from fastscore.samplers.annealed import annealed_langevin_dynamics as annealed_langevin_dynamics
 from fastscore.samplers.ascent import gradient_ascent as gradient_ascent

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import resolve_seed
+from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
-from fastscore.samplers import chain
+from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import evaluate
 from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, prepare
 
@@ -36,7 +37,7 @@ class AnnealedLangevin:
         self.score_fn, self.sigmas, self.n_steps_each, self.dtype = score_fn, sigmas, n_steps_each, dtype
         self.step_sizes = [step_size * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
         self.temperature, self.clamp = temperature, clamp
-        self.seed, self.first_chain = seed, first_chain
+        self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
 
     def init(self, x: Tensor) -> LangevinState:
         """The state at x."""
@@ -44,11 +45,34 @@ class AnnealedLangevin:
 
     def step(self, state: LangevinState, k: int) -> LangevinState:
         """Step number k."""
+        if (made := self.advance(state, k, 1)) is not None:
+            return made
         x, level = state.x, k // self.n_steps_each
         score = self.score(x, self.sigmas[level])
         a, t = as_tensor("step_size", self.step_sizes[level], x), as_tensor("temperature", self.temperature, x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
+
+    def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
+        """Steps k to k + n - 1 in one launch on a GPU, where a kernel can run whole chains of this network."""
+        x = state.x
+        if not self.source.known:
+            self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
+        if (network := self.source.source) is None:
+            return None
+        a = torch.tensor(self.step_sizes, dtype=x.dtype, device=x.device)
+        table = _whole_chain.Schedule(a, torch.full_like(a, self.temperature), self.n_steps_each, k)
+        made = _whole_chain.run(
+            network,
+            x,
+            table,
+            n_steps=n,
+            seed=self.seed,
+            first_step=k,
+            first_chain=self.first_chain,
+            clamp=self.clamp,
+        )
+        return None if made is None else LangevinState(made.x)
 
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """s(x, sigma), with sigma as `[B]`."""

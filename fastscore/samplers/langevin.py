@@ -10,11 +10,13 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import resolve_seed
+from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
-from fastscore.ops._cpu_chain import expect
+from fastscore.ops._cpu_chain import REPAYS, expect
 from fastscore.ops.noise import computed
-from fastscore.samplers import chain
+from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import evaluate, mixture
+from fastscore.targets import Gaussian
 
 
 def langevin_step(
@@ -109,6 +111,7 @@ class Langevin:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.score_fn, self.cond, self.clamp, self.dtype = score_fn, cond, check_clamp(clamp), dtype
+        self.given, self.source = (step_size, temperature), whole.UNKNOWN
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = seed, first_chain
@@ -128,8 +131,10 @@ class Langevin:
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
-        """Steps k to k + n - 1 at once, where the score is an analytic target's and a compiled kernel can run it."""
+        """Steps k to k + n - 1 at once, where a kernel can run whole chains of this score."""
         x = state.x
+        if (made := self._whole(x, k, n)) is not None:
+            return LangevinState(made.x)
         if self.cond is not None or self.dtype != torch.float32 or (target := mixture(self.score_fn, x)) is None:
             return None
         steps = range(k, k + n)
@@ -139,6 +144,30 @@ class Langevin:
             x, torch.stack(a).view(n, -1), torch.stack(t).view(n, 1), self.clamp, (self.seed, k, self.first_chain)
         )
         return None if moved is None else LangevinState(moved)
+
+    def _whole(self, x: Tensor, k: int, n: int) -> _whole_chain.Result | None:
+        """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
+        if not self.source.known:
+            self.source = whole.Found(whole.source(self.score_fn, x, self.cond) if self.dtype == x.dtype else None)
+        if (source := self.source.source) is None:
+            return None
+        constant = not (callable(self.given[0]) or callable(self.given[1]))
+        if not constant and isinstance(source, _whole_chain.Network) and source.has_rows:
+            return None  # its rows go by the level of the schedule
+        steps = range(k, k + 1) if constant else range(k, k + n)
+        a = torch.stack([as_tensor("step_size", self.step_size(step), x) for step in steps])
+        t = torch.stack([as_tensor("temperature", self.temperature(step), x) for step in steps])
+        table = _whole_chain.Schedule(a, t, 2**30 if constant else 1)
+        return _whole_chain.run(
+            source,
+            x,
+            table,
+            n_steps=n,
+            seed=self.seed,
+            first_step=k,
+            first_chain=self.first_chain,
+            clamp=self.clamp,
+        )
 
 
 def langevin_dynamics(
@@ -221,8 +250,8 @@ def langevin_dynamics(
         first_chain=first_chain,
         dtype=x.dtype,
     )
-    target = mixture(score_fn, x)
-    expect(x, n_steps * (x.numel() if target is None else x.shape[0] * max(target.means.shape)))
+    # A mixture's chains are compiled whatever their length: a long run and its parts are then the same bits.
+    expect(x, n_steps * x.numel() if mixture(score_fn, x) is None else REPAYS)
     return chain.run_chain(algorithm, x, run)[1]
 
 
@@ -235,8 +264,9 @@ def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int) -> _checks.Sco
 
 def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:
     """Warn of a constant step size above 2 / L where the score is that of a target that knows its L."""
-    lipschitz = getattr(getattr(score_fn, "__self__", None), "lipschitz", None)
-    if not isinstance(lipschitz, float) or callable(step_size):
+    owner = getattr(score_fn, "__self__", None)
+    lipschitz = owner.lipschitz if isinstance(owner, Gaussian) else None  # a mixture's is a bound it seldom reaches
+    if lipschitz is None or callable(step_size):
         return
     largest = float(step_size.max()) if isinstance(step_size, Tensor) else step_size
     if largest > 2.0 / lipschitz:

@@ -175,8 +175,16 @@ def test_an_interrupt_between_leaps_can_be_gone_on_with(monkeypatch: pytest.Monk
 
 
 def test_nothing_is_compiled_for_little_work(fresh: Path) -> None:
-    run(MIXTURES["ring"], torch.zeros(4, 2), 3)
+    fastscore.langevin_dynamics(lambda x: -x, torch.zeros(4, 2), step_size=0.1, n_steps=3, seed=0)
     assert _cpu_build._Found.looked and not list(fresh.rglob("*.so"))
+
+
+def test_a_mixture_is_compiled_at_once_so_that_parts_are_the_whole(fresh: Path) -> None:
+    target, x = MIXTURES["ring"], torch.randn(7, 2)
+    part = run(target, x, 3)
+    assert len(list(fresh.rglob("*.so"))) == 1
+    whole = torch.cat([run(target, x[:3], 9), run(target, x[3:], 9, first_chain=3)])
+    assert torch.equal(run(target, part, 6, first_step=3), whole)
 
 
 def test_what_is_compiled_is_kept_and_found_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""Scores that a whole-chain kernel takes: mixtures, networks recognised as MLPs, Triton scores of one's own."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore.ops import chain as ops
+from fastscore.reader import Reading, read
+from fastscore.targets import GaussianMixture
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a score was found to be, once in a chain: looking costs more than a step."""
+
+    source: ops.Source | None = None
+    known: bool = True
+
+
+UNKNOWN = Found(known=False)
+
+
+def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
+    """What `score_fn` at `cond` is to the kernels, or None where they do not run or do not know it."""
+    if not ops.available(x):
+        return None
+    if isinstance(score_fn, ops.TritonScore):
+        return score_fn if cond is None else None
+    owner = getattr(score_fn, "__self__", None)
+    if isinstance(score_fn, types.MethodType) and isinstance(owner, GaussianMixture):
+        return _mixture(owner) if score_fn.__func__ is GaussianMixture.score and cond is None else None
+    reading = _network(score_fn, x, cond)
+    if reading is None:
+        return None
+    scales = (reading.in_scale, reading.out_scale, reading.skip)
+    if cond is None:
+        return ops.Network(reading.mlp, tuple(reading.shifts), scales, reading.kind == "energy_score")
+    rows = tuple(None if scale is None else scale.expand(len(x), 1).contiguous() for scale in scales)
+    return ops.Network(reading.mlp, tuple(reading.shifts), rows, reading.kind == "energy_score", per_chain=True)  # type: ignore[arg-type]
+
+
+def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Network | None:
+    """A network told its noise level, with one row of shifts and scales for each of `sigmas`."""
+    if not ops.available(x) or len(x) == 0:
+        return None
+    found = [_network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)) for sigma in sigmas]
+    readings = [reading for reading in found if reading is not None]
+    if len(readings) < len(sigmas):
+        return None
+    shifts = tuple(map(_stacked, zip(*(reading.shifts for reading in readings), strict=True)))
+    scales = tuple(map(_stacked, zip(*((r.in_scale, r.out_scale, r.skip) for r in readings), strict=True)))
+    return ops.Network(readings[0].mlp, shifts, scales, readings[0].kind == "energy_score")  # type: ignore[arg-type]
+
+
+def _mixture(target: GaussianMixture) -> ops.Mixture:
+    means, inverse, constants = target._exact
+    precisions = inverse.squeeze(-1).square() if inverse.shape[-1] == 1 else inverse.mT @ inverse
+    return ops.Mixture(
+        means.squeeze(-1), precisions.expand(-1, *[target.dim] * (precisions.dim() - 1)), constants.squeeze(-1)
+    )
+
+
+def _network(score_fn: Any, x: Tensor, cond: Any) -> Reading | None:
+    if x.dim() != 2 or x.dtype != torch.float32:
+        return None
+    reading = read(score_fn, x, cond)
+    return reading if reading is not None and reading.kind in ("score", "energy_score") else None
+
+
+def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """The first row at each level; None where no level has one."""
+    kept = [row[:1] for row in rows if row is not None]
+    return torch.cat(kept) if kept else None

@@ -1,0 +1,91 @@
+"""The samplers on whole-chain kernels: the public functions give the step-by-step chain, and the kernels do run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastscore import EnergyMLP, ScoreMLP, annealed_langevin_dynamics, langevin_dynamics, use_backend
+from fastscore.ops import chain
+from fastscore.samplers import NonFiniteError
+from fastscore.targets import Gaussian, GaussianMixture
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Counts the whole-chain launches that were made."""
+    made, run = [], chain.run
+
+    def counting(source, x, schedule, **options):
+        result = run(source, x, schedule, **options)
+        if result is not None:
+            made.append(options["n_steps"])
+        return result
+
+    monkeypatch.setattr(chain, "run", counting)
+    return made
+
+
+def both(sampler, score_fn, x, **options):
+    made = sampler(score_fn, x, seed=3, **options)
+    with use_backend("torch"):
+        return made, sampler(score_fn, x, seed=3, **options)
+
+
+def scores():
+    yield "mixture", GaussianMixture.ring(5, 2.0, 0.5).score, None
+    yield "gaussian", Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).score, None
+    yield "network", ScoreMLP(2, width=32, depth=2), None
+    yield "network with a condition", ScoreMLP(2, width=32, depth=2, cond_dim=1), torch.linspace(0.1, 1, 9)
+    yield "energy", EnergyMLP(2, width=32, depth=2).score, None
+
+
+@pytest.mark.parametrize("case", list(scores()), ids=lambda case: case[0].replace(" ", "-"))
+def test_langevin_dynamics(case, launches, device):
+    _, score_fn, cond = case
+    owner = getattr(score_fn, "__self__", score_fn)
+    if isinstance(owner, torch.nn.Module):
+        owner.to(device)
+    cond = None if cond is None else cond.to(device)
+    x = torch.randn(9, 2, device=device)
+    made, true = both(langevin_dynamics, score_fn, x, step_size=0.02, n_steps=6, cond=cond)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert launches == [6]
+
+
+def test_a_schedule_and_a_trajectory(launches, device):
+    score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
+    options = {"step_size": lambda k: 0.02 / (1 + k), "n_steps": 7, "burn_in": 1, "thin": 3, "return_trajectory": True}
+    made, true = both(langevin_dynamics, score_fn, x, **options)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert sum(launches) == 7
+
+
+def test_annealing(launches, device):
+    net = ScoreMLP(2, width=32, depth=2, cond_dim=1).to(device)
+
+    def score_fn(x, sigma):
+        return net(x, sigma.log()) / sigma[:, None]
+
+    options = {"sigmas": [3.0, 1.0, 0.3], "n_steps_each": 2, "step_size": 0.01}
+    made, true = both(annealed_langevin_dynamics, score_fn, torch.randn(9, 2, device=device), **options)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert launches == [6]
+
+
+def test_runs_may_be_cut(launches, device):
+    score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
+    whole = langevin_dynamics(score_fn, x, step_size=0.02, n_steps=6, seed=3)
+    first = langevin_dynamics(score_fn, x, step_size=0.02, n_steps=2, seed=3)
+    assert torch.equal(langevin_dynamics(score_fn, first, step_size=0.02, n_steps=4, seed=3, first_step=2), whole)
+    assert launches == [6, 2, 4]
+
+
+def test_a_chain_that_diverges_is_named(device):
+    score_fn, x = Gaussian(torch.zeros(2), torch.eye(2)).score, torch.randn(5, 2, device=device)
+    x[3] = 1e38
+    with pytest.raises(NonFiniteError, match="chain 3 is not finite after step 0"):
+        langevin_dynamics(lambda x: score_fn(x) * 1e4, x, step_size=1.0, n_steps=4, seed=0)
+    x[3, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="chain 3 is not finite after step 0"):
+        langevin_dynamics(score_fn, x, step_size=0.1, n_steps=4, seed=0)
