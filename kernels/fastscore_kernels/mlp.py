@@ -21,9 +21,6 @@ ACTIVATIONS = frozenset(("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softs
 # Elements of one [rows, width] factor of a gradient: 32 MB in float32, six of which live at a time.
 _CHUNK = 1 << 23
 
-# Read along their other side by the backward pass.
-_TURNED = ("w2", "w3", "m")
-
 
 Key = tuple[str, int]
 Gradients = dict[Key, torch.Tensor]
@@ -74,14 +71,14 @@ def precision(device: torch.device) -> str:
 
 def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Score `[B, D]` and trace `[B, 1]`."""
-    return _forward(_layers(mlp, x, shifts, form), x.contiguous(), slice(0, len(x)))
+    return _forward(_layers(mlp, x, shifts, form, ()), x.contiguous(), slice(0, len(x)))
 
 
 def differentiate(
     mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
 ) -> Gradients:
     """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs."""
-    layers, x = _layers(mlp, x, shifts, form), x.contiguous()
+    layers, x = _layers(mlp, x, shifts, form, ("w2", "w3", "m")), x.contiguous()
     gradients = {
         key: (torch.empty if key[0] in ("x", "shift") else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
         for key, t in wanted.items()
@@ -188,8 +185,8 @@ def _options(operation: str, layers: Layers, device: torch.device) -> dict[str, 
     return found
 
 
-def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> Layers:
-    """The network as the kernels take it."""
+def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, turned: tuple[str, ...]) -> Layers:
+    """The network as the kernels take it; `turned` matrices are also wanted transposed, by the backward pass."""
     deep = len(mlp.activations) == 2
     order = (0, 1, 2) if deep else (0, None, 1)
     pick = [lambda values, at=at: None if at is None or not values else values[at] for at in order]
@@ -199,7 +196,7 @@ def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> Layers:
     weights["m"] = parameters.pop(0) if deep else None
     weights["c"] = parameters.pop(0) if parameters else None
     weights = {name: None if w is None else w.detach().contiguous() for name, w in weights.items()}
-    weights |= {f"{name}_t": None if weights[name] is None else weights[name].t().contiguous() for name in _TURNED}
+    weights |= {f"{name}_t": None if weights[name] is None else weights[name].t().contiguous() for name in turned}
     rounding = precision(x.device)
     constants = {
         "D": x.shape[1],

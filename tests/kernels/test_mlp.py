@@ -274,3 +274,18 @@ def test_second_derivatives_are_right():
             (first,) = torch.autograd.grad(score.sum() + trace.sum(), leaves[0], create_graph=True)
             results.append(list(torch.autograd.grad(first.square().sum(), leaves, allow_unused=True)))
     close([f for f in results[0] if f is not None], [e for e in results[1] if e is not None])
+
+
+def test_a_training_step_through_the_public_loss(launches):
+    """A user's network and loss, the same gradients as on the torch backend."""
+    torch.manual_seed(3)
+    net, x = fastscore.ScoreMLP(2, width=24, depth=2).to(DEVICE), torch.randn(9, 2, device=DEVICE)
+    found = {}
+    for backend in ("triton", "torch"):
+        net.zero_grad()
+        with fastscore.use_backend(backend):
+            loss = fastscore.implicit_score_matching(net, x)
+            loss.backward()
+        found[backend] = [loss.detach(), *(p.grad.clone() for p in net.parameters())]
+    assert launches == ["mlp_forward", "mlp_upper", "mlp_lower"]
+    close(found["triton"], [t.double().cpu() for t in found["torch"]])
