@@ -112,7 +112,7 @@ def test_network(n: int, goal: float) -> None:
 
 
 def test_compilation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fresh = type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False})
+    fresh = type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False, "work": 0})
     monkeypatch.setattr(_cpu_build, "_Found", fresh)
     monkeypatch.setenv("HOME", str(tmp_path))
     begun = time.perf_counter()

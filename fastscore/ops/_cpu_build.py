@@ -39,6 +39,13 @@ class _Found:
     lock = threading.Lock()
     library: ctypes.CDLL | None = None
     looked = built = False
+    work = 0
+
+
+def done(work: int) -> int:
+    """All the work announced so far, this included: many small calls repay the compilation as one large one does."""
+    _Found.work += work
+    return _Found.work
 
 
 def library(*, build: bool) -> ctypes.CDLL | None:

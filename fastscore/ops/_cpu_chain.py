@@ -30,7 +30,7 @@ def _library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
     if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
         return None
-    return _cpu_build.library(build=work >= REPAYS)
+    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS)
 
 
 def _threads(elements: int) -> int:
@@ -47,6 +47,21 @@ def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: i
         _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
 
     _cpu_build.parallel(run, n * -(-width // 4), _BLOCK, _threads(out.numel()))
+    return out
+
+
+def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
+    """Float32 signs `[n, width]`, or None where nothing compiled can make them."""
+    out = torch.empty(n, width)
+    if (found := _library(out, out.numel())) is None:
+        return None
+
+    def run(part: tuple[int, int]) -> None:
+        begin, end = map(ctypes.c_uint64, part)
+        named = _cpu_build.key(seed, step, stream, first_chain)
+        found.signs(_cpu_build.pointer(out), begin, end, ctypes.c_uint64(width), *named)
+
+    _cpu_build.parallel(run, n * -(-width // 128), _BLOCK, _threads(out.numel()))
     return out
 
 

@@ -139,6 +139,27 @@ void langevin(const float *x, const float *score, float *out, u64 begin, u64 las
   }
 }
 
+/* out = signs, rows of `width` features, for the counters [begin, last), of which a row has ceil(width / 128). */
+void signs(float *out, u64 begin, u64 last, u64 width, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain) {
+  const Key key = {k0, k1, step, stream};
+  const u64 groups = (width + 127) / 128;
+  u64 chain[W], group[W], w[4 * W];
+  for (u64 start = begin; start < last; start += W) {
+    const u64 n = last - start < W ? last - start : W;
+    for (u64 i = 0; i < W; i++) {
+      chain[i] = first_chain + (start + i) / groups; group[i] = (start + i) % groups;
+    }
+    words(key, chain, group, w);
+    for (u64 i = 0; i < n; i++)
+      for (u64 word = 0; word < 4; word++) {
+        const u64 d = 128 * group[i] + 32 * word, count = d >= width ? 0 : (width - d < 32 ? width - d : 32);
+        float *row = out + (start + i) / groups * width + d;
+        const u32 bits = (u32)w[word * W + i];
+        for (u64 j = 0; j < count; j++) row[j] = 1.0f - 2.0f * (float)(bits >> j & 1);
+      }
+  }
+}
+
 /* exp(x) for x <= 0, zero below -87; NaN stays NaN. */
 static inline float exponential(float x) {
   float bounded = x < -87.0f ? -87.0f : x;

@@ -71,6 +71,10 @@ def _rademacher(
         return torch.empty(n, width, dtype=dtype, device=device)
     if (kernels := _dispatch.kernels("noise", device)) is not None:
         return kernels.rademacher(n, width, seed, stream, step, first_chain, dtype, device)  # type: ignore[no-any-return]
+    if dtype == torch.float32 and device.type == "cpu":
+        made = _cpu_chain.signs(n, width, seed, stream, step, first_chain)
+        if made is not None:
+            return made
 
     def make(chain: Tensor) -> Tensor:
         return philox.rademacher(seed, stream, step, chain, width, dtype)

@@ -46,7 +46,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A process that knows of no library, and an empty home."""
     monkeypatch.setattr(
-        _cpu_build, "_Found", type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False})
+        _cpu_build,
+        "_Found",
+        type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False, "work": 0}),
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     yield tmp_path
@@ -172,6 +174,23 @@ def test_an_interrupt_between_leaps_can_be_gone_on_with(monkeypatch: pytest.Monk
     monkeypatch.undo()
     assert caught.value.step == 256
     assert torch.equal(run(target, caught.value.x, 600 - 256, first_step=256), whole)
+
+
+@pytest.mark.parametrize("first", [0, 2**32 - 3, 2**56 - 200])
+@pytest.mark.parametrize(("n", "width"), [(1, 1), (70, 2), (65, 31), (9, 32), (33, 33), (20, 128), (3, 129), (2, 700)])
+def test_signs_are_the_references_bits(n: int, width: int, first: int) -> None:
+    expected = philox.rademacher(SEED, 2, STEP, torch.arange(first, first + n), width, torch.float32)
+    _cpu_build.library(build=True)
+    made = _cpu_chain.signs(n, width, SEED, 2, STEP, first)
+    assert made is not None
+    assert torch.equal(made, expected)
+
+
+def test_many_small_calls_repay_a_compilation(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpu_chain, "REPAYS", 100)
+    for calls in range(1, 8):
+        noise.rademacher((5, 4), seed=1, stream=2, step=calls)
+        assert bool(list(fresh.rglob("*.so"))) == (20 * calls >= 100)
 
 
 def test_nothing_is_compiled_for_little_work(fresh: Path) -> None:
