@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fastscore import noise
 from fastscore._products import Aux, Differentiated, products
 
-_BUDGET = 2**29  # bytes that the activations of one piece may take, by the estimate of `piece_size`
+_BUDGET = 2**28  # bytes that the activations of one piece may take, by the estimate of `piece_size`
 
 Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(x, first_chain, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
