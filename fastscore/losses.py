@@ -59,6 +59,9 @@ def implicit_score_matching(
     Needs samples only: its mean over the data differs from that of the explicit loss by a constant. With
     `trace="hutchinson"` it is sliced score matching with variance reduction (Song, Garg, Shi & Ermon 2019).
 
+    What wraps modules (DDP, FSDP2, ensembles by `functional_call`) is best given one whose forward returns this loss:
+    the network inside is then recognised. Give each rank its own seed.
+
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
         x: Data `[B, *event]`, B at least 1.
