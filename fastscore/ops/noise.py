@@ -96,7 +96,7 @@ def _fake(
 
 def _signed(seed: int) -> int:
     """The same 64 bits as an int64, the widest integer an operator takes."""
-    return seed - 2**64 if seed >= 2**63 else seed
+    return seed - 2**64 * (seed // 2**63)  # without a branch, so that a traced seed stays a symbol
 
 
 def _rows(make: Callable[[Tensor], Tensor], n: int, width: int, first_chain: int, device: torch.device) -> Tensor:
