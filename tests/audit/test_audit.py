@@ -35,6 +35,7 @@ def test_nvidia(case, compiled):
         assert report.stack == 0, f"sm_{arch}: local memory"
         assert not report.opcodes["LDL"] + report.opcodes["STL"], f"sm_{arch}: spills"
         assert report.shared <= SHARED_LIMIT[arch]
+        assert not re.search(r"\btrap;", report.ptx), "the compiler gave up and left a kernel that stops"
         assert not re.search(r"\b(atom|red)\.", report.ptx), "an atomic: the order of additions would vary"
         dots = re.findall(r"tt\.dot .*", report.ttir)
         assert all("inputPrecision" in dot for dot in dots) or "f32" not in " ".join(dots)
