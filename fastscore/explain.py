@@ -158,8 +158,7 @@ def _recognised(plan: Plan, reading: reader.Reading, x: Tensor, how: Request) ->
         kernels = _dispatch.kernels("mlp", x.device) if plan.method == "closed-form" else None
         backend = "triton" if kernels is not None and kernels.supported(reading.mlp, x) else "torch"
         columns = {"closed-form": 1, "hutchinson-dual": how.n_probes}.get(plan.method, d)
-        tiles = mlp_tiles.tiles(x, reading.mlp, columns)
-        rows = batch if backend == "triton" else next(tiles, slice(0, 0)).stop
+        rows = batch if backend == "triton" else min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns))
     return Explanation(plan.method, _structure(reading), backend, rows, *costs, plan.why)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastscore.ops import _cpu_threads
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_tiles import _scratch, tiles
+from fastscore.ops.mlp_tiles import Scratch, _scratch, tile_rows, tiles
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -16,20 +17,28 @@ def forward(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> Tensor:
 
     Buffers are reused from tile to tile and call to call: a fresh one costs more in page faults than it saves.
     """
-    scratch, out = _scratch(x), x.new_empty(len(x), len(mlp.weights[-1]))
-    for rows in tiles(x, mlp, 1):
-        h = x[rows]
-        for layer, weight in enumerate(mlp.weights):
-            last = layer == mlp.depth
-            into = out[rows] if last else scratch(f"forward{layer}", len(h), len(weight))
-            z = matmul(h, weight.t(), into, mlp.biases[layer])
-            if shifts and (shift := shifts[layer]) is not None:
-                z.add_(shift[rows] if len(shift) > 1 else shift)
-            if last:
-                if z.data_ptr() != into.data_ptr():
-                    into.copy_(z)
-                break
-            name = mlp.activations[layer]
-            value = F.silu(z, inplace=True) if name == "silu" else ACTIVATIONS[name].derivatives(z, 0)[0]
-            h = value + h if mlp.residuals[layer] else value
+    size, out = tile_rows(x, mlp, 1), x.new_empty(len(x), len(mlp.weights[-1]))
+
+    def run(part: slice) -> None:
+        scratch = _scratch(x)
+        for rows in tiles(part, size):
+            _tile(mlp, x[rows], shifts, rows, out[rows], scratch)
+
+    _cpu_threads.over(x, size, run)
     return out
+
+
+def _tile(mlp: MLP, h: Tensor, shifts: Shifts, rows: slice, out: Tensor, scratch: Scratch) -> None:
+    for layer, weight in enumerate(mlp.weights):
+        last = layer == mlp.depth
+        into = out if last else scratch(f"forward{layer}", len(h), len(weight))
+        z = matmul(h, weight.t(), into, mlp.biases[layer])
+        if shifts and (shift := shifts[layer]) is not None:
+            z.add_(shift[rows] if len(shift) > 1 else shift)
+        if last:
+            if z.data_ptr() != into.data_ptr():
+                into.copy_(z)
+            break
+        name = mlp.activations[layer]
+        value = F.silu(z, inplace=True) if name == "silu" else ACTIVATIONS[name].derivatives(z, 0)[0]
+        h = value + h if mlp.residuals[layer] else value

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastscore.ops import _dispatch, mlp_tiles, noise
+from fastscore.ops import _cpu_threads, _dispatch, mlp_tiles, noise
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
 from fastscore.ops.mlp_laplacian import Laplacian
 from fastscore.ops.mlp_tiles import Form, Key
@@ -173,13 +173,14 @@ def _differentiate(
     reads: bool,
 ) -> list[Tensor | None]:
     """Gradients of `(x, *tensors)` where they are needed, else None; `reads` says whether upstream looks at outputs."""
-    prepared = _Prepared(problem, x, tensors, needs[1:])
     keys = problem.keys()
     wanted = {key: t for key, t, need in zip(keys, (x, *tensors), needs, strict=True) if need and key[0] != "C"}
-    arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
-    kernels = prepared.kernels(x)
-    gradients = mlp_tiles.differentiate(*arguments) if kernels is None else kernels.differentiate(*arguments, reads)
-    prepared.pull(gradients)
+    with _cpu_threads.alone(x):
+        prepared = _Prepared(problem, x, tensors, needs[1:])
+        arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
+        kernels = prepared.kernels(x)
+        gradients = mlp_tiles.differentiate(*arguments) if kernels is None else kernels.differentiate(*arguments, reads)
+        prepared.pull(gradients)
     return [gradients.get(key) if need else None for key, need in zip(keys, needs, strict=True)]
 
 
@@ -214,8 +215,8 @@ class Terms(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, x: Tensor, *tensors: Any) -> Outputs:
         ctx.problem = problem
         ctx.save_for_backward(x, *tensors)
-        prepared = _Prepared(problem, x, tensors, [False] * len(tensors))
-        return prepared.evaluate(x)
+        with _cpu_threads.alone(x):
+            return _Prepared(problem, x, tensors, [False] * len(tensors)).evaluate(x)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -236,11 +237,11 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, weights: Weights, x: Tensor, *tensors: Any) -> Outputs:
         ctx.problem, ctx.weights, needs = problem, weights, ctx.needs_input_grad[2:]
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row: threads come in any order
         count = problem.probes.count if problem.probes is not None else 1
 
-        def of_loss(_rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-            parts.append(weights.sums(problem, (out, *values)))
+        def of_loss(rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+            parts[rows.start] = weights.sums(problem, (out, *values))
             if problem.energy:
                 score, laplacian = values
                 return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace))
@@ -248,7 +249,7 @@ class Loss(torch.autograd.Function):
 
         scale = 1.0 if problem.energy else weights.trace / count
         gradients = _differentiate(problem, x, tensors, needs, of_loss, scale, reads=True)
-        square, trace = (torch.stack(part).sum() for part in zip(*parts, strict=True))
+        square, trace = (torch.stack(part).sum() for part in zip(*(parts[row] for row in sorted(parts)), strict=True))
         ctx.save_for_backward(x, *tensors, *gradients)
         ctx.mark_non_differentiable(square, trace)
         return weights.square * square + weights.trace * trace, square, trace

@@ -12,6 +12,7 @@ outputs and its contribution to the gradients, so memory does not depend on the 
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastscore.ops import _cpu_threads
 from fastscore.ops._cpu import accumulate, matmul
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP, Shifts
@@ -96,6 +98,11 @@ class Gradients:
         if key in self.sums:
             self.sums[key].add_(rows.sum(0) if weights is None else weights @ rows)
 
+    def add(self, other: Gradients) -> None:
+        """Add the sums of another part of the batch."""
+        for key, total in other.sums.items():
+            self.sums[key].add_(total)
+
     def result(self) -> dict[Key, Tensor]:
         """The sums, shaped like what they are the gradients of."""
         return {key: total.t() if key in self.flipped else total for key, total in self.sums.items()}
@@ -117,11 +124,16 @@ class Form(Protocol):
         """The gradients in slopes and curvatures of the tile that `value` saw last; an upstream of None is all ones."""
 
 
-def tiles(x: Tensor, mlp: MLP, columns: int) -> Iterator[slice]:
-    """Slices of the batch whose largest array has about `_TILE` elements."""
+def tile_rows(x: Tensor, mlp: MLP, columns: int) -> int:
+    """Rows of a tile: its largest array has about `_TILE` elements."""
     width = max(*mlp.widths, mlp.dim) * max(1, columns)
     rows = max(16, _TILE.get(x.device.type, _TILE_ELSEWHERE) // width)
-    return (slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows))
+    return _cpu_threads.share(x, rows, width)
+
+
+def tiles(part: slice, size: int) -> Iterator[slice]:
+    """Slices of `size` rows of a part of the batch."""
+    return (slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size))
 
 
 def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) -> tuple[Tensor, ...]:
@@ -197,11 +209,17 @@ def descend(
 
 def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:
     """Return the network's output and the form's values, without gradients."""
-    scratch, outputs = _scratch(x), None
-    for rows in tiles(x, mlp, form.columns):
-        out, _, jets = ascend(mlp, x[rows], shifts, rows, form.order, scratch)
-        outputs = _store(outputs, rows, len(x), (out, *form.value(rows, jets, scratch)))
-    return tuple(outputs or ())
+    size = tile_rows(x, mlp, form.columns)
+
+    def run(part: slice) -> list[Tensor]:
+        scratch, own, outputs = _scratch(x), copy.copy(form), None
+        for rows in tiles(part, size):
+            out, _, jets = ascend(mlp, x[rows], shifts, rows, own.order, scratch)
+            outputs = _store(outputs, rows, part, (out, *own.value(rows, jets, scratch)))
+        return outputs or []
+
+    found = _cpu_threads.over(x, size, run)
+    return tuple(found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True)))
 
 
 def differentiate(
@@ -224,18 +242,26 @@ def differentiate(
         wanted: like what, by key: ("x", 0), ("shift", l), ("weight", l), ("bias", l), ("form", i).
         scale: multiplies what `upstream` says of the form's values.
     """
-    scratch = _scratch(x)
     batch = {key: torch.zeros_like(wanted[key]) for key in wanted if key[0] in ("x", "shift")}
-    sums = Gradients({key: tensor for key, tensor in wanted.items() if key not in batch})
-    for rows in tiles(x, mlp, form.columns):
-        out, values, jets = ascend(mlp, x[rows], shifts, rows, form.order + 1, scratch)
-        above, on_values = upstream(rows, out, form.value(rows, jets, scratch))
-        slopes, curvatures = form.pullback(on_values, jets, scratch, sums)
-        for layer, dz in descend(mlp, above, values, jets, slopes, curvatures, scale, scratch, sums):
-            if ("shift", layer) in batch:
-                batch["shift", layer][rows] = dz
-            if layer == 0 and ("x", 0) in batch:
-                torch.mm(dz, mlp.weights[0], out=batch["x", 0][rows])
+    size = tile_rows(x, mlp, form.columns)
+
+    def run(part: slice) -> Gradients:
+        scratch, own = _scratch(x), copy.copy(form)
+        sums = Gradients({key: tensor for key, tensor in wanted.items() if key not in batch})
+        for rows in tiles(part, size):
+            out, values, jets = ascend(mlp, x[rows], shifts, rows, own.order + 1, scratch)
+            above, on_values = upstream(rows, out, own.value(rows, jets, scratch))
+            slopes, curvatures = own.pullback(on_values, jets, scratch, sums)
+            for layer, dz in descend(mlp, above, values, jets, slopes, curvatures, scale, scratch, sums):
+                if ("shift", layer) in batch:
+                    batch["shift", layer][rows] = dz
+                if layer == 0 and ("x", 0) in batch:
+                    torch.mm(dz, mlp.weights[0], out=batch["x", 0][rows])
+        return sums
+
+    sums, *others = _cpu_threads.over(x, size, run)
+    for other in others:
+        sums.add(other)
     result = sums.result()
     for key in result:
         if key[0] == "form":
@@ -243,10 +269,10 @@ def differentiate(
     return {**result, **batch}
 
 
-def _store(outputs: list[Tensor] | None, rows: slice, batch: int, parts: tuple[Tensor, ...]) -> list[Tensor]:
-    """Write the parts of a tile to their rows of whole-batch outputs, made at the first tile."""
+def _store(outputs: list[Tensor] | None, rows: slice, part: slice, values: tuple[Tensor, ...]) -> list[Tensor]:
+    """Write the values of a tile to its rows of the outputs of a part of the batch, made at the first tile."""
     if outputs is None:
-        outputs = [part.new_empty((batch, *part.shape[1:])) for part in parts]
-    for output, part in zip(outputs, parts, strict=True):
-        output[rows] = part
+        outputs = [value.new_empty((part.stop - part.start, *value.shape[1:])) for value in values]
+    for output, value in zip(outputs, values, strict=True):
+        output[rows.start - part.start : rows.stop - part.start] = value
     return outputs

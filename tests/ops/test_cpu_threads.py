@@ -1,0 +1,70 @@
+"""Parts of a batch on several threads: the same result, the same bits, and torch's threads left as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastscore
+from fastscore.ops import _cpu_threads
+
+
+@pytest.fixture(params=[2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def gradients(net, x, **options):
+    loss = fastscore.implicit_score_matching(net, x, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))]
+
+
+@pytest.mark.parametrize("options", [{"trace": "exact"}, {"trace": "hutchinson", "seed": 5}, {"reduction": "none"}])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_threads_change_nothing_but_rounding(threads, options, depth):
+    net, x = fastscore.ScoreMLP(3, 32, depth).double(), torch.randn(5001, 3, dtype=torch.float64)
+    if options.get("reduction") == "none":
+
+        def run():
+            return [fastscore.implicit_score_matching(net, x, reduction="none").detach()]
+    else:
+
+        def run():
+            return gradients(net, x, **options)
+
+    made, again = run(), run()
+    torch.set_num_threads(1)
+    single = run()
+    for m, a, s in zip(made, again, single, strict=True):
+        assert torch.equal(m, a)
+        torch.testing.assert_close(m, s, rtol=1e-11, atol=1e-12)
+
+
+def test_samples_of_a_network_in_parts(threads):
+    net, x = fastscore.ScoreMLP(2, 64, 2).double(), torch.randn(5001, 2, dtype=torch.float64)
+    made = fastscore.langevin_dynamics(net, x, step_size=0.01, n_steps=3, seed=1)
+    torch.set_num_threads(1)
+    single = fastscore.langevin_dynamics(net, x, step_size=0.01, n_steps=3, seed=1)
+    torch.testing.assert_close(made, single, rtol=1e-12, atol=1e-12)
+
+
+def test_the_number_of_threads_is_left_as_it_was(threads):
+    x = torch.zeros(10, 2)
+
+    def run(part):
+        assert torch.get_num_threads() == 1
+        if part.stop == 10:
+            raise ValueError("of a part")
+
+    with pytest.raises(ValueError, match="of a part"):
+        _cpu_threads.over(x, 2, run)
+    assert torch.get_num_threads() == threads
+
+
+def test_parts_come_in_their_order(threads):
+    parts = _cpu_threads.over(torch.zeros(10, 2), 2, lambda part: part)
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(10))
+    assert len(parts) == threads
