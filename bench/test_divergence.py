@@ -149,7 +149,7 @@ def test_divergence(batch, dim, depth, exact, estimate, benchmark):
         agree(network, ours, contenders["autograd loop"])
     label = f"B={batch} D={dim} L={depth}"
     benchmark.extra_info["goals"] = {"exact": exact, "hutchinson": estimate}
-    race(network, contenders, benchmark, label, rounds=21 if batch <= 4096 else 7)
+    race(network, contenders, benchmark, label, rounds=15 if batch <= 4096 else 5)
 
 
 @pytest.mark.parametrize(("dim", "goal"), [(2, None), (8, 3.7)])

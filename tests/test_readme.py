@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import fastscore
+from bench import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,3 +39,7 @@ def test_the_table_names_every_public_name():
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_figures_are_those_recorded():
+    assert report.main(["--check"]) == 0

@@ -44,7 +44,7 @@ def test_threads_change_nothing_but_rounding(threads, options, depth):
 
 
 def test_samples_of_a_network_in_parts(threads):
-    net, x = fastscore.ScoreMLP(2, 64, 2).double(), torch.randn(5001, 2, dtype=torch.float64)
+    net, x = fastscore.ScoreMLP(2, 64, 2).double(), torch.randn(40_001, 2, dtype=torch.float64)
     made = fastscore.langevin_dynamics(net, x, step_size=0.01, n_steps=3, seed=1)
     torch.set_num_threads(1)
     single = fastscore.langevin_dynamics(net, x, step_size=0.01, n_steps=3, seed=1)
