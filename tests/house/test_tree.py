@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # A path counts when nothing that could make it relative or part of an address stands before it.
 MACHINE_PATH = re.compile(r"(?<![\w.~$)}>*/-])/(?:home|root|work|tmp|mnt|Users)/[\w.]")
 REGISTRY = re.compile(
-    r"(?:pypi|pythonhosted|anaconda|npmjs)\.(?:org|com)|download\.pytorch\.org|find[-]links|index[-]url"
+    r"(?:py[p]i|python[h]osted|ana[c]onda|npm[j]s)\.(?:org|com)|download\.py[t]orch\.org|find[-]links|index[-]url"
 )
 
 
