@@ -232,10 +232,3 @@ def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tens
         carried = gradients * slopes[layer].unsqueeze(-2)
         tangents = carried + tangents if mlp.residuals[layer] else carried
     return energy.squeeze(-1), score, laplacian
-
-
-def quadratic_mean(quadratic: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the mean over the probes `[B]` and, for K >= 2, its standard error `[B]` from `[B, K]` estimates."""
-    probes = quadratic.shape[-1]
-    error = quadratic.std(-1) / probes**0.5 if probes > 1 else None
-    return quadratic.mean(-1), error

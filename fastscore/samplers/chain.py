@@ -66,6 +66,9 @@ class NonFiniteError(RuntimeError):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run: carries what is needed to go on to the same bits.
 
+    The state of a run in half precision is float32, at which a run that goes on evaluates the score: that one goes on
+    to rounding only.
+
     Attributes:
         x: the position after the last finished step.
         state: the whole state of the algorithm there.

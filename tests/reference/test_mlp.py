@@ -137,13 +137,6 @@ def test_energy_terms_equal_brute_force(dim, widths, residual, seed):
         torch.testing.assert_close(laplacian[b], hessian.trace(), rtol=1e-10, atol=1e-10)
 
 
-def test_the_standard_error_is_the_spread_over_the_root_of_the_count():
-    mean, error = reference.quadratic_mean(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
-    torch.testing.assert_close(mean, torch.tensor([2.0, 2.0]))
-    torch.testing.assert_close(error, torch.tensor([1.0, 0.0]))
-    assert reference.quadratic_mean(torch.ones(4, 1))[1] is None
-
-
 def test_second_order_autograd_and_transforms_see_plain_operations():
     mlp = network(2, (3, 3, 3), (1,), 4)
     x, shifts = inputs(mlp, 4)
