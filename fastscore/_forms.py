@@ -22,7 +22,7 @@ from fastscore._products import Aux, Differentiated, products
 _BUDGET = 2**28  # bytes that the activations of one piece may take, by the estimate of `piece_size`
 
 Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
-"""(x, first_chain, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
+"""(x, first_row, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
 
 Made = TypeVar("Made")
 
@@ -30,7 +30,7 @@ Twice: TypeAlias = tuple[Differentiated, Differentiated]
 """One function, written for forward mode and for reverse mode (see `products`)."""
 
 
-def basis(x: Tensor, first_chain: int, start: int, stop: int) -> Tensor:
+def basis(x: Tensor, first_row: int, start: int, stop: int) -> Tensor:
     """The unit vectors of the event, the same for every row."""
     eye = torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device)
     return eye[start:stop].reshape(stop - start, 1, *x.shape[1:]).expand(-1, *x.shape)
@@ -42,9 +42,10 @@ class Probes:
 
     kind: str
     seed: int
+    first_chain: int = 0
 
-    def __call__(self, x: Tensor, first_chain: int, start: int, stop: int) -> Tensor:
-        """Probes start..stop-1 for the rows of x, row b being chain `first_chain + b`."""
+    def __call__(self, x: Tensor, first_row: int, start: int, stop: int) -> Tensor:
+        """Probes start..stop-1 for the rows of x, which are rows `first_row` and on of the batch."""
         draw = noise.rademacher if self.kind == "rademacher" else noise.normal
         return torch.stack(
             [
@@ -53,7 +54,7 @@ class Probes:
                     seed=self.seed,
                     stream=noise.Stream.PROBES,
                     step=probe,
-                    first_chain=first_chain,
+                    first_chain=self.first_chain + first_row,
                     dtype=x.dtype,
                     device=x.device,
                 )

@@ -36,6 +36,7 @@ class Request:
     chunk_size: int | None
     seed: int | None
     generator: torch.Generator | None
+    first_chain: int = 0
     weight: Tensor | None = None
 
     def check(self, name: str, fn: object, x: Tensor) -> None:
@@ -44,6 +45,7 @@ class Request:
         _checks.choice("trace", self.trace, ("auto", "exact", "hutchinson"))
         _checks.choice("probe", self.probe, ("rademacher", "normal"))
         _checks.count("n_probes", self.n_probes, minimum=1)
+        _checks.integer("first_chain", self.first_chain, 0, 2**56 - x.shape[0] + 1)
         if self.weight is None:
             return
         _checks.floating("weight", self.weight)
@@ -51,6 +53,10 @@ class Request:
         b, d = x.shape[0], features(x)
         if tuple(self.weight.shape) not in ((d, d), (b, d, d)):
             raise ValueError(f"weight must have shape [{d}, {d}] or [{b}, {d}, {d}], got {list(self.weight.shape)}")
+
+    def directions(self) -> Directions:
+        """The probes of an estimate; draws their seed where none is given."""
+        return Directions(self.probe, noise.resolve_seed(self.seed, self.generator), self.first_chain)
 
     def exact(self, x: Tensor, closed: bool) -> tuple[bool, str]:
         """Whether the trace is to be exact, `closed` if that costs no tangent a feature; and why."""
@@ -150,8 +156,8 @@ def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Foun
         value, trace = _score_and_trace(reading, scaled, weight, how)
         traces, directions = trace.unsqueeze(0), None
     else:
-        directions = Directions(how.probe, noise.resolve_seed(how.seed, how.generator))
-        probes = ops.Probes(directions.seed, how.n_probes, how.probe)
+        directions = how.directions()
+        probes = ops.Probes(directions.seed, how.n_probes, how.probe, how.first_chain)
         value, quadratic = ops.score_and_quadratic(reading.mlp, scaled, reading.shifts, probes=probes, weight=weight)
         traces = quadratic.t()
     for scale in (reading.in_scale, reading.out_scale):
@@ -202,7 +208,7 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
         return ops.energy_loss(reading.mlp, rows, reading.shifts, **weights)[0]
     probes = None
     if not plan.exact:
-        probes = ops.Probes(noise.resolve_seed(how.seed, how.generator), how.n_probes, how.probe)
+        probes = ops.Probes(how.directions().seed, how.n_probes, how.probe, how.first_chain)
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore import _checks, _structured, noise
-from fastscore._forms import Forms, Probes, Twice, basis, forms, wide
+from fastscore import _checks, _structured
+from fastscore._forms import Forms, Twice, basis, forms, wide
 from fastscore._products import Aux
 from fastscore._structured import EXACT_FEATURES as EXACT_FEATURES
 from fastscore._structured import Plan, Request, check, features
@@ -66,6 +66,7 @@ def divergence(
     chunk_size: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    first_chain: int = 0,
     weight: Tensor | None = None,
 ) -> Divergence:
     r"""The score and the trace of its Jacobian, `tr J`, `J = ds/dx`; with `weight` C, `tr(C J)`.
@@ -84,8 +85,10 @@ def divergence(
         probe: "rademacher" or "normal".
         chunk_size: Rows worked on at a time (recomputed in the backward); by a memory budget when not given. A
             recognised network chooses its own tiles.
-        seed: Seed of the probes, an int in [0, 2^64); probe k of row b depends on (seed, k, b) alone.
+        seed: Seed of the probes, an int in [0, 2^64); probe k of row b depends on (seed, k, first_chain + b) alone.
         generator: Draws the seed instead; with neither, torch's default CPU generator does.
+        first_chain: Global index of the first row, in [0, 2^56): parts of a batch, on several ranks say, with one seed
+            have the probes of the whole.
         weight: C, `[D, D]` or `[B, D, D]`.
 
     Returns:
@@ -101,7 +104,7 @@ def divergence(
         >>> divergence(lambda x: x @ matrix.T, torch.ones(1, 2)).trace
         tensor([-5.])
     """
-    how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain, weight)
     how.check("score_fn", score_fn, x)
     return carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
 
@@ -153,6 +156,7 @@ def laplacian(
     chunk_size: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    first_chain: int = 0,
     weight: Tensor | None = None,
 ) -> Laplacian:
     """Energy, score `-grad E` and Laplacian `tr H`, `H = d2E/dx2`; with `weight` C, `tr(C H)`.
@@ -170,6 +174,7 @@ def laplacian(
         chunk_size: As in `divergence`.
         seed: As in `divergence`.
         generator: As in `divergence`.
+        first_chain: As in `divergence`.
         weight: As in `divergence`.
 
     Raises:
@@ -180,7 +185,7 @@ def laplacian(
         >>> laplacian(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0, 3.0]]))[:3]
         (tensor([14.]), tensor([[-2., -4., -6.]]), tensor([6.]))
     """
-    how = Request(trace, n_probes, probe, chunk_size, seed, generator, weight)
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain, weight)
     how.check("energy_fn", energy_fn, x)
     plan = _structured.plan(energy_fn, x, cond, how, energy=True)
     if plan.reading is not None:
@@ -199,8 +204,7 @@ def _trace(
     if exact:
         found = forms(function, x, cond, basis, features(x), weight=weight, chunk_size=how.chunk_size)
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
-    probes = Probes(how.probe, noise.resolve_seed(how.seed, how.generator))
-    found = forms(function, x, cond, probes, how.n_probes, weight=weight, chunk_size=how.chunk_size)
+    found = forms(function, x, cond, how.directions(), how.n_probes, weight=weight, chunk_size=how.chunk_size)
     return found, found.kept.mean(0), _standard_error(found.kept.detach()), f"hutchinson-{found.mode}"
 
 

@@ -104,7 +104,7 @@ def explain(
         'closed-form'
     """
     _checks.choice("of", of, ("divergence", "laplacian"))
-    how = Request(trace, n_probes, probe, chunk_size, None, None, weight)
+    how = Request(trace, n_probes, probe, chunk_size, None, None, weight=weight)
     energy = of == "laplacian"
     how.check("energy_fn" if energy else "score_fn", fn, x)
     plan = _structured.plan(fn, x, cond, how, energy=energy)

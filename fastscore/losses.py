@@ -6,37 +6,41 @@ ordinary backward reaches the parameters. Convention "half" (the default) is wri
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastscore import _checks, _structured, noise
-from fastscore._forms import Probes, wide
+from fastscore._forms import wide
 from fastscore._structured import Request
+from fastscore._terms import REDUCTIONS, finish, noise_level, reduce, scale_of, squared_norm, true_score
+from fastscore._terms import ScoreMatchingTerms as ScoreMatchingTerms
 from fastscore.divergence import carry_out
 
-_CONVENTIONS = {"half": 1.0, "fisher": 2.0}
-_REDUCTIONS = ("mean", "sum", "none")
+
+@overload
+def implicit_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., trace: str = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
 
 
-class ScoreMatchingTerms(NamedTuple):
-    """A score matching loss with its parts, all reduced alike.
+@overload
+def implicit_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., trace: str = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: Literal[True],
+) -> ScoreMatchingTerms: ...  # fmt: skip
 
-    Attributes:
-        loss: `score_term + trace_term`.
-        score_term: The part in the score itself.
-        trace_term: The part in its Jacobian.
-        stderr: Standard error of `trace_term` from the spread of the probes, detached; None where the trace is exact
-            or has a single probe.
-        method: What computed the trace, as in `Divergence`.
-    """
 
-    loss: Tensor
-    score_term: Tensor
-    trace_term: Tensor
-    stderr: Tensor | None
-    method: str
+@overload
+def implicit_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., trace: str = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: bool,
+) -> Tensor | ScoreMatchingTerms: ...  # fmt: skip
 
 
 def implicit_score_matching(
@@ -52,6 +56,7 @@ def implicit_score_matching(
     chunk_size: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    first_chain: int = 0,
     return_terms: bool = False,
 ) -> Tensor | ScoreMatchingTerms:
     """Implicit score matching, `1/2 |s(x)|^2 + tr ds/dx` (Hyvarinen 2005, theorem 1).
@@ -60,12 +65,13 @@ def implicit_score_matching(
     `trace="hutchinson"` it is sliced score matching with variance reduction (Song, Garg, Shi & Ermon 2019).
 
     What wraps modules (DDP, FSDP2, ensembles by `functional_call`) is best given one whose forward returns this loss:
-    the network inside is then recognised. Give each rank its own seed.
+    the network inside is then recognised. Give every rank one seed and its own `first_chain`, the index of its first
+    row in the whole batch: the ranks' probes are then those of the whole batch in one process.
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
         x: Data `[B, *event]`, B at least 1.
-        cond: As in `divergence`; so are `trace`, `n_probes`, `probe`, `chunk_size`, `seed` and `generator`.
+        cond: As in `divergence`; so are `trace`, `n_probes`, `probe`, `chunk_size`, `seed`, `generator`, `first_chain`.
         trace: "exact", "hutchinson" or "auto".
         n_probes: Probes of Hutchinson's estimate.
         probe: "rademacher" or "normal".
@@ -74,6 +80,7 @@ def implicit_score_matching(
         chunk_size: Rows worked on at a time: the memory of a backward is then that of one chunk.
         seed: Seed of the probes.
         generator: Draws the seed instead.
+        first_chain: Global index of the first row, as in `divergence`.
         return_terms: Return the parts of the loss and the method as well.
 
     Raises:
@@ -84,9 +91,9 @@ def implicit_score_matching(
         >>> implicit_score_matching(lambda x: -x, torch.tensor([[1.0, 2.0]]))  # 1/2 * 5 - 2
         tensor(0.5000)
     """
-    scale = _scale(convention, reduction)
+    scale = scale_of(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
-    how = Request(trace, n_probes, probe, chunk_size, seed, generator)
+    how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain)
     how.check("score_fn", score_fn, x)
     plan = _structured.plan(score_fn, x, cond, how)
     if reduction != "none" and not return_terms:
@@ -95,8 +102,32 @@ def implicit_score_matching(
         if fused is not None:
             return fused
     found = carry_out(plan, score_fn, x, cond, how)
-    squares = 0.5 * _squares(found.score)
-    return _finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+    squares = 0.5 * squared_norm(found.score)
+    return finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+
+
+@overload
+def sliced_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def sliced_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: Literal[True],
+) -> ScoreMatchingTerms: ...  # fmt: skip
+
+
+@overload
+def sliced_score_matching(
+    score_fn: _checks.Score, x: Tensor, *, cond: Any = ..., n_probes: int = ..., probe: str = ...,
+    convention: str = ..., reduction: str = ..., chunk_size: int | None = ..., seed: int | None = ...,
+    generator: torch.Generator | None = ..., first_chain: int = ..., return_terms: bool,
+) -> Tensor | ScoreMatchingTerms: ...  # fmt: skip
 
 
 def sliced_score_matching(
@@ -111,6 +142,7 @@ def sliced_score_matching(
     chunk_size: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    first_chain: int = 0,
     return_terms: bool = False,
 ) -> Tensor | ScoreMatchingTerms:
     """Sliced score matching, `mean_k 1/2 (v_k' s)^2 + v_k' J v_k` with `E[v v'] = I` (Song et al. 2019).
@@ -129,24 +161,25 @@ def sliced_score_matching(
         chunk_size: As in `implicit_score_matching`.
         seed: Seed of the probes.
         generator: Draws the seed instead.
+        first_chain: Global index of the first row, as in `divergence`.
         return_terms: Return the parts of the loss and the method as well.
 
     Raises:
         TypeError: As in `divergence`.
         ValueError: As in `divergence`, and for an empty batch.
     """
-    scale = _scale(convention, reduction)
+    scale = scale_of(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
     seed = noise.resolve_seed(seed, generator)
-    how = Request("hutchinson", n_probes, probe, chunk_size, seed, None)
+    how = Request("hutchinson", n_probes, probe, chunk_size, seed, None, first_chain)
     how.check("score_fn", score_fn, x)
     found = carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
-    probes = Probes(probe, seed)
+    probes = how.directions()
     squares = torch.zeros_like(found.trace)
     for k in range(n_probes):
         projected = (wide(probes(x.detach(), 0, k, k + 1)[0]) * wide(found.score)).flatten(1).sum(1)
         squares = squares + 0.5 * projected.square() / n_probes
-    return _finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+    return finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
 
 
 def explicit_score_matching(
@@ -176,11 +209,11 @@ def explicit_score_matching(
         >>> explicit_score_matching(lambda x: -x, torch.tensor([[1.0, 2.0]]), target=lambda x: -x / 2)
         tensor(0.6250)
     """
-    scale = _scale(convention, reduction)
+    scale = scale_of(convention, reduction)
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
     difference = wide(_checks.evaluate(score_fn, x, cond)) - wide(true_score(target, x))
-    return _reduce(0.5 * scale * _squares(difference), reduction)
+    return reduce(0.5 * scale * squared_norm(difference), reduction)
 
 
 def denoising_score_matching(
@@ -193,6 +226,7 @@ def denoising_score_matching(
     reduction: str = "mean",
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    first_chain: int = 0,
 ) -> Tensor:
     """Denoising score matching, `1/2 |sigma s(x + sigma e) + e|^2` with `e ~ N(0, I)` (Vincent 2011).
 
@@ -205,86 +239,23 @@ def denoising_score_matching(
         cond: Passed to score_fn; give `cond=sigma` for a score that is told its noise level.
         weighting: "sigma2" as above, which weighs noise levels alike, or "none", `1/2 |s(x + sigma e) + e / sigma|^2`.
         reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
-        seed: Seed of the noise, an int in [0, 2^64); row b's noise depends on (seed, b) alone.
+        seed: Seed of the noise, an int in [0, 2^64); row b's noise depends on (seed, first_chain + b) alone.
         generator: Draws the seed instead; with neither, torch's default CPU generator does.
+        first_chain: Global index of the first row, in [0, 2^56).
 
     Raises:
         TypeError: x is not a floating point tensor, score_fn is not callable.
         ValueError: sigma not finite and positive or of another shape, an unknown weighting or reduction, no rows.
     """
     _checks.choice("weighting", weighting, ("sigma2", "none"))
-    _checks.choice("reduction", reduction, _REDUCTIONS)
+    _checks.choice("reduction", reduction, REDUCTIONS)
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
-    level = _level(sigma, x)
+    _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
+    level = noise_level(sigma, x)
     seed = noise.resolve_seed(seed, generator)
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    e = noise.normal(x.shape, seed=seed, stream=noise.Stream.DATA, dtype=kind, device=x.device)
+    e = noise.normal(x.shape, seed=seed, stream=noise.Stream.DATA, dtype=kind, device=x.device, first_chain=first_chain)
     score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)
     residual = level * wide(score) + e if weighting == "sigma2" else wide(score) + e / level
-    return _reduce(0.5 * _squares(residual), reduction)
-
-
-def true_score(target: Any, x: Tensor) -> Tensor:
-    """The score a target gives at x: `target.score(x)`, `target(x)` or the tensor `target`, of the shape of x."""
-    if isinstance(target, Tensor):
-        score: Any = target
-    elif callable(getattr(target, "score", None)):
-        score = target.score(x)
-    elif callable(target):
-        score = target(x)
-    else:
-        raise TypeError(f"target must have a score method, be callable or a tensor, got {type(target).__name__}")
-    if not isinstance(score, Tensor):
-        raise TypeError(f"target must give a tensor, got {type(score).__name__}")
-    _checks.same_shape("target", score, "x", x)
-    _checks.same_device("target", score, "x", x)
-    return score
-
-
-def _level(sigma: float | Tensor, x: Tensor) -> Tensor | float:
-    """sigma, checked and shaped to multiply x."""
-    _checks.positive("sigma", sigma)
-    if not isinstance(sigma, Tensor):
-        return sigma
-    if tuple(sigma.shape) not in ((), (x.shape[0],)):
-        raise ValueError(f"sigma must be a number or have shape [{x.shape[0]}], got {list(sigma.shape)}")
-    _checks.same_device("sigma", sigma, "x", x)
-    return sigma.to(wide(x).dtype).reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _scale(convention: str, reduction: str) -> float:
-    _checks.choice("convention", convention, tuple(_CONVENTIONS))
-    _checks.choice("reduction", reduction, _REDUCTIONS)
-    return _CONVENTIONS[convention]
-
-
-def _squares(score: Tensor) -> Tensor:
-    """Squared norms over the event: `[B, *event]` -> `[B]`."""
-    return wide(score).square().flatten(1).sum(1)
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def _finish(
-    squares: Tensor,
-    trace: Tensor,
-    stderr: Tensor | None,
-    method: str,
-    scale: float,
-    reduction: str,
-    return_terms: bool,
-) -> Tensor | ScoreMatchingTerms:
-    """The loss, or all its terms, from the per-sample parts `[B]` in convention "half"."""
-    if not return_terms:
-        return _reduce(scale * (squares + trace), reduction)
-    score_term, trace_term = _reduce(scale * squares, reduction), _reduce(scale * trace, reduction)
-    if stderr is not None:
-        stderr = scale * stderr
-        if reduction != "none":  # errors of different samples are independent: their variances add
-            stderr = stderr.square().sum().sqrt() / (len(stderr) if reduction == "mean" else 1)
-    return ScoreMatchingTerms(score_term + trace_term, score_term, trace_term, stderr, method)
+    return reduce(0.5 * squared_norm(residual), reduction)

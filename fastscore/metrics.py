@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore._forms import wide
-from fastscore.losses import true_score
+from fastscore._terms import true_score
 
 _DIFFERENCES = 2**24  # coordinates of differences between samples held at a time
 

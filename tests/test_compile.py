@@ -88,12 +88,13 @@ def test_batch_sizes_that_vary_cost_two_compilations(net: nn.Module) -> None:
     assert counter.frame_count == 2
 
 
-def test_seeds_that_vary_cost_two_compilations() -> None:
+@pytest.mark.parametrize("net", [DEEP, NORMALISED], ids=["closed", "generic"])
+def test_seeds_that_vary_cost_two_compilations(net: nn.Module) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
     def loss(x: Tensor, seed: int) -> Tensor:
-        return implicit_score_matching(DEEP, x, trace="hutchinson", seed=seed)
+        return implicit_score_matching(net, x, trace="hutchinson", seed=seed, first_chain=seed)
 
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     for seed in (4, 5, 6, 2**40):

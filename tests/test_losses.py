@@ -288,6 +288,26 @@ def test_random_losses_are_functions_of_the_seed(name: str) -> None:
     assert torch.equal(loss(net, x), first)
 
 
+@pytest.mark.parametrize("name", ["implicit", "sliced", "denoising"])
+@pytest.mark.parametrize("kind", ["score", "scaled", "energy", "generic"])
+def test_parts_of_a_batch_with_one_seed_have_the_noise_of_the_whole(name: str, kind: str) -> None:
+    net = EnergyMLP(3, 6).double() if kind == "energy" else network(3, nn.Mish if kind == "generic" else nn.SiLU)
+    score = {"scaled": lambda x: 2.0 * net(x) - x, "energy": getattr(net, "score", None)}.get(kind, net)
+    x, how = data(7, 3), {"seed": 2**63, "reduction": "sum"}
+    if name != "denoising":
+        how |= {"n_probes": 2, "probe": "normal"} | ({"trace": "hutchinson"} if name == "implicit" else {})
+    whole = LOSSES[name](score, x, first_chain=2**40, **how)
+    parts = [LOSSES[name](score, x[i : i + 3], first_chain=2**40 + i, **how) for i in (0, 3, 6)]
+    close(torch.stack(parts).sum(), whole)
+    leaves = list(net.parameters())
+    close(
+        torch.autograd.grad(sum(parts), leaves, allow_unused=True, materialize_grads=True),
+        torch.autograd.grad(whole, leaves, allow_unused=True, materialize_grads=True),
+    )
+    other = LOSSES[name](score, x, first_chain=1, **how)
+    assert not torch.allclose(other, whole)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
@@ -352,6 +372,13 @@ def test_errors_of_every_loss(
         (ValueError, lambda: sliced_score_matching(torch.tanh, X, chunk_size=0), "chunk_size must be at least 1"),
         (ValueError, lambda: implicit_score_matching(torch.tanh, X, chunk_size=0), "chunk_size must be at least 1"),
         (ValueError, lambda: sliced_score_matching(torch.tanh, X, seed=2**64), "seed must be in"),
+        (ValueError, lambda: implicit_score_matching(torch.tanh, X, first_chain=-1), r"first_chain must be in \[0, "),
+        (ValueError, lambda: sliced_score_matching(torch.tanh, X, first_chain=2**56), "first_chain must be in"),
+        (
+            TypeError,
+            lambda: denoising_score_matching(torch.tanh, X, sigma=1, first_chain=1.0),
+            "first_chain must be an",
+        ),
         (ValueError, lambda: explicit_score_matching(torch.tanh, X, target=X[:2]), "target must have the shape of x"),
         (TypeError, lambda: explicit_score_matching(torch.tanh, X, target=3), "target must have a score method"),
         (TypeError, lambda: explicit_score_matching(torch.tanh, X, target=lambda x: 3), "target must give a tensor"),

@@ -107,7 +107,6 @@ def fit(data: Digits, centre: Tensor, sigmas: Tensor, settings: Settings) -> Tra
 
     def loss(points: Tensor, sigma: Tensor) -> Tensor:
         losses = implicit_score_matching(network, points, cond=sigma, trace="exact", reduction="none")
-        assert isinstance(losses, Tensor)
         return (sigma.square() * losses).mean()
 
     def loss_of_a_batch() -> Tensor:

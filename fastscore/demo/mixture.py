@@ -64,9 +64,7 @@ def fit(data: Tensor, held_out: Tensor, settings: Settings) -> Trained[ScoreMLP]
     network = ScoreMLP(data.shape[1], settings.width, depth=2, activation="silu")
 
     def loss(points: Tensor) -> Tensor:
-        value = implicit_score_matching(network, points, trace="exact")
-        assert isinstance(value, Tensor)
-        return value
+        return implicit_score_matching(network, points, trace="exact")
 
     return train(
         network,
