@@ -11,6 +11,8 @@ from torch import Tensor
 Score = Callable[..., Tensor]
 """score_fn(x) or score_fn(x, cond): `[B, *event]` -> the same shape."""
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def integer(name: str, value: object, minimum: int, end: int) -> int:
     """`value` as an int in [minimum, end)."""
@@ -31,12 +33,20 @@ def count(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
-def number(name: str, value: object, *, positive: bool) -> None:
-    """A finite Python number, or a tensor (on a CPU its values are checked), above 0 or at least 0."""
-    wanted = "finite and > 0" if positive else "finite and >= 0"
+def real(name: str, value: object) -> None:
+    """A Python number or a tensor of numbers, neither boolean nor complex."""
     if isinstance(value, Tensor):
         if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
             raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {value!r} ({type(value).__name__})")
+
+
+def number(name: str, value: object, *, positive: bool) -> None:
+    """A finite Python number, or a tensor (on a CPU its values are checked), above 0 or at least 0."""
+    wanted = "finite and > 0" if positive else "finite and >= 0"
+    real(name, value)
+    if isinstance(value, Tensor):
         if value.device.type != "cpu" or torch.compiler.is_compiling() or _transformed(value):
             return  # reading it would wait for the device, or is impossible while tracing
         bad = ~(torch.isfinite(value) & ((value > 0) if positive else (value >= 0)))
@@ -45,8 +55,7 @@ def number(name: str, value: object, *, positive: bool) -> None:
                 f"{name} must be {wanted}, got {value[bad].flatten()[0].item() if value.dim() else value.item()}"
             )
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {value!r} ({type(value).__name__})")
+    assert isinstance(value, (int, float))
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
@@ -61,6 +70,19 @@ def nonnegative(name: str, value: object) -> None:
     number(name, value, positive=False)
 
 
+def scalar(name: str, value: object) -> None:
+    """A number or a 0-dim tensor, finite and above 0."""
+    positive(name, value)
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"{name} must be a number or a tensor that is 0-dim, got shape {list(value.shape)}")
+
+
+def flag(name: str, value: object) -> None:
+    """True or False: a string such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """One of `choices`."""
     if value not in choices:
@@ -73,12 +95,24 @@ def floating(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}")
+    if x.dtype not in _FLOATING:
+        raise TypeError(f"{name} must be a floating point tensor of 16 bits or more, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {x.layout}")
+
+
+def floating_dtype(name: str, dtype: object) -> None:
+    """A floating point dtype."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating point dtype, got {dtype!r}")
 
 
 def batch(name: str, x: object, *, allow_empty: bool = True) -> None:
     """A floating point tensor `[B, *event]` with at least one event dimension."""
     floating(name, x)
     assert isinstance(x, Tensor)
+    if x.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device, {list(x.shape)}")
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape [B, *event] with at least 2 dimensions, got {list(x.shape)}")
     if not allow_empty and x.shape[0] == 0:
@@ -112,6 +146,8 @@ def evaluate(score_fn: Score, x: Tensor, cond: Tensor | None = None) -> Tensor:
         raise TypeError(f"score_fn must return a tensor, got {type(score).__name__}")
     if score.shape != x.shape:
         raise ValueError(f"score_fn must return a tensor of the shape of x {list(x.shape)}, got {list(score.shape)}")
+    if not score.is_floating_point():
+        raise TypeError(f"score_fn must return a floating point tensor, got {score.dtype}")
     same_device("the score", score, "x", x)
     return score
 

@@ -46,6 +46,7 @@ class Request:
         _checks.choice("probe", self.probe, ("rademacher", "normal"))
         _checks.count("n_probes", self.n_probes, minimum=1)
         _checks.integer("first_chain", self.first_chain, 0, 2**56 - x.shape[0] + 1)
+        noise.check_seed(self.seed, self.generator)
         if self.weight is None:
             return
         _checks.floating("weight", self.weight)

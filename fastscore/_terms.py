@@ -44,6 +44,7 @@ def true_score(target: Any, x: Tensor) -> Tensor:
         raise TypeError(f"target must have a score method, be callable or a tensor, got {type(target).__name__}")
     if not isinstance(score, Tensor):
         raise TypeError(f"target must give a tensor, got {type(score).__name__}")
+    _checks.floating("target", score)
     _checks.same_shape("target", score, "x", x)
     _checks.same_device("target", score, "x", x)
     return score

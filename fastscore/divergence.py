@@ -256,4 +256,6 @@ def energies(energy_fn: _checks.Score, x: Tensor, cond: Any) -> Tensor:
         raise ValueError(
             f"energy_fn must return one energy a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(energy.shape)}"
         )
+    if not energy.is_floating_point():
+        raise TypeError(f"energy_fn must return a floating point tensor, got {energy.dtype}")
     return energy.reshape(x.shape[0])

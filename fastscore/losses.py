@@ -93,6 +93,7 @@ def implicit_score_matching(
     """
     scale = scale_of(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
+    _checks.flag("return_terms", return_terms)
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain)
     how.check("score_fn", score_fn, x)
     plan = _structured.plan(score_fn, x, cond, how)
@@ -170,6 +171,7 @@ def sliced_score_matching(
     """
     scale = scale_of(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
+    _checks.flag("return_terms", return_terms)
     seed = noise.resolve_seed(seed, generator)
     how = Request("hutchinson", n_probes, probe, chunk_size, seed, None, first_chain)
     how.check("score_fn", score_fn, x)
@@ -212,8 +214,8 @@ def explicit_score_matching(
     scale = scale_of(convention, reduction)
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
-    difference = wide(_checks.evaluate(score_fn, x, cond)) - wide(true_score(target, x))
-    return reduce(0.5 * scale * squared_norm(difference), reduction)
+    true = wide(true_score(target, x))
+    return reduce(0.5 * scale * squared_norm(wide(_checks.evaluate(score_fn, x, cond)) - true), reduction)
 
 
 def denoising_score_matching(

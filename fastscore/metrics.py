@@ -38,6 +38,7 @@ def fisher_divergence(
     """
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
+    _checks.flag("relative", relative)
     true = wide(true_score(target, x)).flatten(1)
     error = (wide(_checks.evaluate(score_fn, x, cond)).flatten(1) - true).square().sum(1).mean()
     return error / true.square().sum(1).mean() if relative else error
@@ -65,7 +66,8 @@ def kernel_stein_discrepancy(
     """
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
-    _checks.positive("bandwidth", bandwidth)
+    _checks.scalar("bandwidth", bandwidth)
+    _checks.flag("unbiased", unbiased)
     n = x.shape[0]
     if unbiased and n < 2:
         raise ValueError(f"x must have at least 2 rows for the unbiased estimate, got {list(x.shape)}")

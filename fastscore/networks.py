@@ -98,6 +98,9 @@ class _MLP(nn.Module):
             return None
         if cond is None:
             raise ValueError(f"cond is missing: the network was built with cond_dim={self.cond_dim}")
+        _checks.real("cond", cond)
+        if isinstance(cond, Tensor) and cond.is_meta and not like.is_meta:
+            raise ValueError(f"cond is on {cond.device}, x on {like.device}: it holds no numbers")
         given = torch.as_tensor(cond, dtype=like.dtype, device=like.device)
         if given.dim() == 2:
             rows = given

@@ -29,15 +29,22 @@ def resolve_seed(seed: int | None = None, generator: torch.Generator | None = No
         TypeError: `seed` is not an int (bool, float and tensor seeds are refused), or `generator` is of another type.
         ValueError: `seed` is outside [0, 2^64), or both are given.
     """
+    check_seed(seed, generator)
     if seed is not None:
-        if generator is not None:
-            raise ValueError("give seed or generator, not both")
-        return _checks.integer("seed", seed, 0, 2**64)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        return seed
     device = generator.device if generator is not None else torch.device("cpu")
     high, low = torch.randint(0, 2**32, (2,), dtype=torch.int64, generator=generator, device=device).tolist()
     return int(high << 32 | low)
+
+
+def check_seed(seed: int | None, generator: torch.Generator | None) -> None:
+    """Refuse what `resolve_seed` refuses, and draw nothing."""
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("give seed or generator, not both")
+        _checks.integer("seed", seed, 0, 2**64)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
 
 
 def normal(
@@ -51,7 +58,7 @@ def normal(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Standard normals of `shape` `[B, *event]`; float16 and bfloat16 are rounded from float32."""
-    n, width = _arguments(shape, seed, step, first_chain, dtype)
+    n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
     made = _ops.normal(n, width, seed, stream, step, first_chain, dtype, _device(device))
     return made.reshape(tuple(shape))
 
@@ -67,7 +74,7 @@ def rademacher(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Signs +-1, each with probability one half, of `shape` `[B, *event]`."""
-    n, width = _arguments(shape, seed, step, first_chain, dtype)
+    n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
     made = _ops.rademacher(n, width, seed, stream, step, first_chain, dtype, _device(device))
     return made.reshape(tuple(shape))
 
@@ -83,19 +90,26 @@ def uniform(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniforms in (0, 1], one a chain, `[n]`; float16 and bfloat16 are rounded from float32."""
-    _arguments((n,), seed, step, first_chain, dtype)
+    _checks.count("n", n, 0)
+    _arguments((n,), seed, stream, step, first_chain, dtype)
     return _ops.uniform(n, seed, stream, step, first_chain, dtype, _device(device))
 
 
-def _arguments(shape: Sequence[int], seed: int, step: int, first_chain: int, dtype: torch.dtype) -> tuple[int, int]:
+def _arguments(
+    shape: Sequence[int], seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype
+) -> tuple[int, int]:
     """(rows, features) of a checked request."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
+    for size in shape:
+        _checks.count("shape", size, 0)
     if len(shape) < 1:
         raise ValueError("shape must have a batch dimension, got ()")
     _checks.integer("seed", seed, 0, 2**64)
+    _checks.integer("stream", stream, 0, 256)
     _checks.integer("step", step, 0, 2**32)
     _checks.integer("first_chain", first_chain, 0, 2**56 - shape[0] + 1)
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating point dtype, got {dtype}")
+    _checks.floating_dtype("dtype", dtype)
     return shape[0], math.prod(shape[1:])
 
 

@@ -20,7 +20,12 @@ Numbers: TypeAlias = Tensor | float | Sequence[float] | Sequence[Sequence[float]
 
 def _constant(name: str, value: object) -> Tensor:
     """A finite float64 constant on the CPU: closed forms are prepared there, whatever they are used in."""
-    tensor: Tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+    try:
+        tensor: Tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers of one shape, got {value!r}") from error
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} must be finite, got {value}")
     return tensor
@@ -33,11 +38,11 @@ def _cholesky(name: str, covariance: Tensor) -> Tensor:
             raise ValueError(f"{name} must be positive variances, got {covariance.tolist()}")
         return covariance.sqrt().unsqueeze(-1)
     if not torch.allclose(covariance, covariance.mT, rtol=1e-5, atol=1e-12):
-        raise ValueError(f"{name} must be symmetric")
+        raise ValueError(f"{name} must be symmetric, got {covariance.tolist()}")
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(covariance)
     if bool(info.any()):
-        raise ValueError(f"{name} must be positive definite")
+        raise ValueError(f"{name} must be positive definite, got {covariance.tolist()}")
     return factor
 
 
@@ -204,4 +209,5 @@ class Gaussian(GaussianMixture):
         d = len(centre)
         if tuple(spread.shape) not in ((), (d,), (d, d)):
             raise ValueError(f"covariance must be a number or have shape [{d}] or [{d}, {d}], got {list(spread.shape)}")
+        _cholesky("covariance", (spread if spread.dim() else spread.expand(d)).unsqueeze(0))
         super().__init__(mean.unsqueeze(0) if isinstance(mean, Tensor) else [centre.tolist()], spread.unsqueeze(0))

@@ -22,7 +22,9 @@ from torch.utils import _pytree as pytree
 from fastscore._reading.symbols import OPAQUE, Input, Opaque, Ref, Symbol
 
 _SIZES = frozenset({"size", "numel", "nelement", "__len__", "shape"})
-_METADATA = frozenset({"dim", "ndimension", "ndim", "dtype", "device", "is_cuda", "is_floating_point", "is_complex"})
+_METADATA = frozenset(
+    {"dim", "ndimension", "ndim", "dtype", "layout", "device", "is_cuda", "is_meta", "is_floating_point", "is_complex"}
+)
 _DETACHED = frozenset({"detach", "data", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"})
 _LIKE = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 _FITTED = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})

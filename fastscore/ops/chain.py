@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from fastscore import _checks
 from fastscore.ops import _dispatch
 from fastscore.reference.mlp import MLP
 
@@ -85,6 +86,12 @@ class TritonScore:
     kernel: Any
     params: tuple[Any, ...]
     reference: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        _checks.callable_("kernel", self.kernel)
+        _checks.callable_("reference", self.reference)
+        if not isinstance(self.params, tuple):
+            raise TypeError(f"params must be a tuple, got {self.params!r}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """The score at x by the reference."""

@@ -136,11 +136,11 @@ def annealed_langevin_dynamics(
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
-    score_fn = prepare(score_fn, x, first_chain)
+    score_fn = prepare(score_fn, x, first_chain, temperature=temperature)
     levels = _ladder(sigmas)
     _checks.count("n_steps_each", n_steps_each)
-    _checks.positive("step_size", step_size)
-    _checks.nonnegative("temperature", temperature)
+    _checks.scalar("step_size", step_size)
+    _checks.flag("denoise", denoise)
     total = len(levels) * n_steps_each
     _checks.integer("first_step", first_step, 0, total + 1)
     seed = resolve_seed(seed, generator)
@@ -177,7 +177,11 @@ def annealed_langevin_dynamics(
 
 def _ladder(sigmas: Sequence[float] | Tensor) -> list[float]:
     """The noise levels as floats, checked."""
-    levels = [float(sigma) for sigma in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
+    to_list = getattr(sigmas, "tolist", None)  # of a tensor or a NumPy array
+    given = sigmas if to_list is None else to_list()
+    if not isinstance(given, Sequence) or not all(isinstance(sigma, (int, float)) for sigma in given):
+        raise TypeError(f"sigmas must be a sequence of numbers, got {given}")
+    levels = [float(sigma) for sigma in given]
     if not levels:
         raise ValueError("sigmas must have at least one noise level, got none")
     for sigma in levels:

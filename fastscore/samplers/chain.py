@@ -103,6 +103,8 @@ class Run:
         _checks.count("thin", self.thin, 1)
         _checks.integer("first_step", self.first_step, 0, 2**32 - self.n_steps + 1)
         _checks.choice("on_nonfinite", self.on_nonfinite, POLICIES)
+        for name in ("return_trajectory", "return_diagnostics", "progress"):
+            _checks.flag(name, getattr(self, name))
         if self.burn_in > self.n_steps:
             raise ValueError(f"burn_in must be at most n_steps {self.n_steps}, got {self.burn_in}")
 

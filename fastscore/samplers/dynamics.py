@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class LangevinDynamics:
         chain.schedule("step_size", step_size)
         chain.schedule("temperature", temperature, positive=False)
         _checks.choice("on_nonfinite", on_nonfinite, chain.POLICIES)
+        _checks.floating_dtype("dtype", dtype)
         self.score_fn, self.dtype, self.device = as_score(score_fn), dtype, device
         self._arguments: dict[str, Any] = {
             "step_size": step_size,
@@ -93,10 +95,12 @@ class LangevinDynamics:
             ValueError: x and dim are both missing, or a number is outside its range.
         """
         seed = resolve_seed(seed, generator)
+        if dim is not None and isinstance(x, Tensor) and x.shape[1:] != ((dim,) if isinstance(dim, int) else dim):
+            raise ValueError(f"dim must be the event's shape of x {list(x.shape[1:])}, got {dim}")
         if x is None:
             if dim is None:
                 raise ValueError("give x (starting points) or dim (the shape of an event), got neither")
-            event = (dim,) if isinstance(dim, int) else tuple(dim)
+            event = tuple(dim) if isinstance(dim, Sequence) else (dim,)
             shape = (_checks.count("n_samples", n_samples), *(_checks.count("dim", d) for d in event))
             x = normal(shape, seed=seed, stream=Stream.INITIAL, dtype=self.dtype, device=self.device)
         return langevin_dynamics(

@@ -225,7 +225,7 @@ def langevin_dynamics(
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
-    score_fn = prepare(score_fn, x, first_chain)
+    score_fn = prepare(score_fn, x, first_chain, step_size=step_size, temperature=temperature)
     warn_of_divergence(score_fn, step_size)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
@@ -255,10 +255,14 @@ def langevin_dynamics(
     return chain.run_chain(algorithm, x, run)[1]
 
 
-def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int) -> _checks.Score:
-    """Check what every sampler is given; the score function to call."""
+def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int, **numbers: chain.Schedule) -> _checks.Score:
+    """Check what every sampler is given, `numbers` for their shape and device; the score function to call."""
     _checks.batch("x", x)
     _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
+    for name, value in numbers.items():
+        if not callable(value):
+            chain.schedule(name, value, positive=name != "temperature")
+            as_tensor(name, value, x)
     return as_score(score_fn)
 
 
@@ -279,7 +283,12 @@ def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:
 
 def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
     """None, or (low, high) with low < high."""
-    if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+    if clamp is None:
+        return None
+    numbers = isinstance(clamp, (tuple, list)) and all(isinstance(end, (int, float)) for end in clamp)
+    if not numbers or len(clamp) != 2:
+        raise TypeError(f"clamp must be (low, high), two numbers, got {clamp!r}")
+    if not clamp[0] < clamp[1]:
         raise ValueError(f"clamp must be (low, high) with low < high, got {clamp}")
     return clamp
 

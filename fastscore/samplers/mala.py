@@ -86,7 +86,11 @@ class Mala:
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             log_prob = _values(self.log_prob, point)
-            (score,) = torch.autograd.grad(log_prob.sum(), point)
+            if not log_prob.requires_grad:
+                raise ValueError("log_prob must be differentiable in x, got values without a graph; or give score_fn")
+            (score,) = torch.autograd.grad(log_prob.sum(), point, allow_unused=True)
+            if score is None:
+                raise ValueError("log_prob must be differentiable in x, got values that do not depend on x")
         return log_prob.detach().to(x.dtype), score.to(x.dtype)
 
 
@@ -151,7 +155,7 @@ def mala(
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
-    prepare(_density(log_prob, score_fn)[0], x, first_chain)
+    prepare(_density(log_prob, score_fn)[0], x, first_chain, step_size=step_size)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
         n_steps,
@@ -176,11 +180,11 @@ def mala(
 
 def _density(log_prob: Any, score_fn: _checks.Score | None) -> tuple[LogProb, _checks.Score | None]:
     """(log p, grad log p or None) of a function, or of an object that has them as methods."""
+    if score_fn is not None:
+        _checks.callable_("score_fn", score_fn)
     if callable(method := getattr(log_prob, "log_prob", None)):
         return method, score_fn or getattr(log_prob, "score", None)
     _checks.callable_("log_prob", log_prob)
-    if score_fn is not None:
-        _checks.callable_("score_fn", score_fn)
     return log_prob, score_fn
 
 
@@ -191,4 +195,6 @@ def _values(log_prob: LogProb, x: Tensor) -> Tensor:
         raise TypeError(f"log_prob must return a tensor, got {type(values).__name__}")
     if values.shape != x.shape[:1]:
         raise ValueError(f"log_prob must return one number a row, shape {[x.shape[0]]}, got {list(values.shape)}")
+    if not values.is_floating_point():
+        raise TypeError(f"log_prob must return a floating point tensor, got {values.dtype}")
     return values

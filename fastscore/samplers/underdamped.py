@@ -41,7 +41,7 @@ class Underdamped:
         first_chain: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        _checks.positive("friction", friction)
+        _checks.scalar("friction", friction)
         self.score_fn, self.cond, self.friction, self.dtype = score_fn, cond, friction, dtype
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
@@ -134,7 +134,7 @@ def underdamped_langevin(
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
-    score_fn = prepare(score_fn, x, first_chain)
+    score_fn = prepare(score_fn, x, first_chain, step_size=step_size, temperature=temperature)
     if velocity is not None:
         _checks.floating("velocity", velocity)
         _checks.same_shape("velocity", velocity, "x", x)
