@@ -1,10 +1,12 @@
 """fastscore: score matching and Langevin sampling as fast as the hardware allows."""
 
+from fastscore import checkpoint as checkpoint
 from fastscore import metrics as metrics
 from fastscore import noise as noise
 from fastscore import samplers as samplers
 from fastscore import targets as targets
 from fastscore._config import use_backend as use_backend
+from fastscore.checkpoint import CheckpointError as CheckpointError
 from fastscore.divergence import divergence as divergence
 from fastscore.divergence import jacobian as jacobian
 from fastscore.divergence import laplacian as laplacian
@@ -15,6 +17,8 @@ from fastscore.losses import implicit_score_matching as implicit_score_matching
 from fastscore.losses import sliced_score_matching as sliced_score_matching
 from fastscore.networks import EnergyMLP as EnergyMLP
 from fastscore.networks import ScoreMLP as ScoreMLP
+from fastscore.networks import load_network as load_network
+from fastscore.networks import save_network as save_network
 from fastscore.samplers import Interrupted as Interrupted
 from fastscore.samplers import LangevinDynamics as LangevinDynamics
 from fastscore.samplers import NonFiniteError as NonFiniteError

@@ -8,13 +8,14 @@ through the per-sample vectors `u_l`, so the closed-form trace is the same with 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fastscore import _checks
+from fastscore import _checks, checkpoint
 from fastscore.reference.activations import ACTIVATIONS, Activation
 from fastscore.reference.mlp import MLP
 
@@ -205,6 +206,50 @@ class EnergyMLP(_MLP):
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
             gradient = (gradient * slope) @ layer.weight
         return gradient.neg().reshape(x.shape)
+
+
+_NETWORKS: dict[str, type[ScoreMLP] | type[EnergyMLP]] = {"ScoreMLP": ScoreMLP, "EnergyMLP": EnergyMLP}
+
+
+def save_network(path: str | os.PathLike[str], network: ScoreMLP | EnergyMLP) -> None:
+    """Write a network to one file: its sizes as JSON, its weights as safetensors, no pickle; see `checkpoint.write`.
+
+    The file is replaced at once: a process killed meanwhile leaves the one of before. Only the network is in it, not
+    the optimizer.
+
+    Args:
+        path: the file, usually named `*.safetensors`; its folder must exist.
+        network: a `ScoreMLP` or an `EnergyMLP`; a network of your own is better kept by safetensors itself.
+
+    Raises:
+        TypeError: a network of another class.
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    if type(network) not in _NETWORKS.values():
+        raise TypeError(f"network must be a ScoreMLP or an EnergyMLP, got {type(network).__name__}")
+    first, *rest = network._linears()
+    sizes = {"dim": network.dim, "width": first.out_features, "depth": len(rest), "cond_dim": network.cond_dim}
+    about = {"class": type(network).__name__, "activation": network.activation, **sizes}
+    checkpoint.write(path, "network", about, network.state_dict())
+
+
+def load_network(path: str | os.PathLike[str]) -> ScoreMLP | EnergyMLP:
+    """The network that `save_network` wrote, on the CPU, in its dtype.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError: it is no checkpoint, was cut or changed since it was written, or holds another network.
+    """
+    about, weights = checkpoint.read(path, "network")
+    try:
+        made = _NETWORKS[about.pop("class")]
+        sizes = {name: about[name] for name in ("dim", "width", "depth", "activation", "cond_dim")}
+        with torch.random.fork_rng(devices=[]):  # the weights drawn first are not kept
+            network = made(**sizes).to(weights["layers.0.weight"].dtype)
+        network.load_state_dict(weights, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"{path} holds no network that fastscore knows: {error}") from error
+    return network
 
 
 def _check_sizes(dim: int, width: int, depth: int, cond_dim: int) -> None:

@@ -13,7 +13,8 @@ README = (ROOT / "README.md").read_text()
 _IMPLEMENTATION = {"losses", "networks", "ops", "reference", "reader", "cli", "demo"}  # submodules, seen once imported
 
 
-def test_snippets_run_in_order():
+def test_snippets_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) >= 3

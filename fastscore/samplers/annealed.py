@@ -99,6 +99,8 @@ def annealed_langevin_dynamics(
     on_nonfinite: str = "raise",
     return_trajectory: bool = False,
     return_diagnostics: bool = False,
+    checkpoint: chain.Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> chain.Output:
     """Langevin dynamics down a ladder of noise levels, the last state denoised.
@@ -125,6 +127,8 @@ def annealed_langevin_dynamics(
         on_nonfinite: "raise", "freeze" or "ignore".
         return_trajectory: return the kept states `[B, n_kept, *event]`.
         return_diagnostics: return (samples, diagnostics).
+        checkpoint: as in `langevin_dynamics`.
+        checkpoint_every: likewise.
         progress: show a progress bar.
 
     Returns:
@@ -155,6 +159,15 @@ def annealed_langevin_dynamics(
         return_diagnostics,
         progress,
         seed,
+        checkpoint,
+        checkpoint_every,
+        {
+            "sigmas": levels,
+            "step_size": step_size,
+            "temperature": temperature,
+            "clamp": clamp,
+            "n_steps_each": n_steps_each,
+        },
     )
     algorithm = AnnealedLangevin(
         score_fn,

@@ -24,6 +24,8 @@ def gradient_ascent(
     on_nonfinite: str = "raise",
     return_trajectory: bool = False,
     return_diagnostics: bool = False,
+    checkpoint: chain.Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> chain.Output:
     """`n_steps` of x + a s(x): every row of x climbs log p to a mode. Nothing is random.
@@ -47,5 +49,7 @@ def gradient_ascent(
         on_nonfinite=on_nonfinite,
         return_trajectory=return_trajectory,
         return_diagnostics=return_diagnostics,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
         progress=progress,
     )

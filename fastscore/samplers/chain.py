@@ -9,15 +9,17 @@ from (seed, k, chain), so a run may stop after any step and go on with `first_st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastscore import _checks
+from fastscore.samplers.saved import Record, check_file
 
 POLICIES = ("raise", "freeze", "ignore")
 _LEAP = 256  # steps made at once at most: what an interrupt waits for, and what is made again to find a bad step
@@ -25,6 +27,7 @@ _LOOK_EVERY = 64  # steps between two looks at the flags of a GPU: looking waits
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 Schedule = float | Tensor | Callable[[int], float | Tensor]
+Path = str | os.PathLike[str]
 Output = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 
@@ -96,6 +99,9 @@ class Run:
     return_diagnostics: bool = False
     progress: bool = False
     seed: int = 0
+    checkpoint: Path | None = None
+    checkpoint_every: int = 1000
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the algorithm's own, which a checkpoint must share
 
     def __post_init__(self) -> None:
         _checks.count("n_steps", self.n_steps, 0)
@@ -105,6 +111,7 @@ class Run:
         _checks.choice("on_nonfinite", self.on_nonfinite, POLICIES)
         for name in ("return_trajectory", "return_diagnostics", "progress"):
             _checks.flag(name, getattr(self, name))
+        check_file(self.checkpoint, self.checkpoint_every)
         if self.burn_in > self.n_steps:
             raise ValueError(f"burn_in must be at most n_steps {self.n_steps}, got {self.burn_in}")
 
@@ -116,6 +123,8 @@ class Run:
     def leap(self, k: int) -> int:
         """How many steps can be made after the first k before a state has to be looked at."""
         n = min(_LEAP, self.n_steps - k)
+        if self.checkpoint is not None:
+            n = min(n, self.checkpoint_every - k % self.checkpoint_every)
         if not (self.return_trajectory or self.return_diagnostics):
             return n
         to_keep = self.thin - (k - self.burn_in) % self.thin if k >= self.burn_in else self.burn_in + self.thin - k
@@ -180,35 +189,31 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     the diagnostics: `mean` and `var` over the chains at every kept step (`[n_kept, *event]`) and `first_nonfinite`
     (`[B]`, the step after which a chain was first not finite, or -1).
     """
-    state = algorithm.init(x) if state is None else state
-    shape = (x.shape[0], run.n_kept, *x.shape[1:])
-    trajectory = x.new_empty(shape) if run.return_trajectory else None
-    moments = (
-        torch.empty(2, run.n_kept, *x.shape[1:], dtype=x.dtype, device=x.device) if run.return_diagnostics else None
-    )
-    guard = Guard(run, x)
-    done: tuple[State, int] = (state, 0)  # one object, so that an interrupt never sees a state of another step
+    guard, record = Guard(run, x), Record(run, type(algorithm).__name__, x)
+    state, made, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
+    done: tuple[State, int] = (state, made)  # one object, so that an interrupt never sees a state of another step
+    bar = tqdm(initial=made, total=run.n_steps, disable=not run.progress, leave=False, unit="step")
     try:
-        with torch.no_grad(), tqdm(total=run.n_steps, disable=not run.progress, leave=False, unit="step") as bar:
+        with torch.no_grad(), bar:
             while done[1] < run.n_steps:
                 old, k = done
-                done = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
+                new = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
+                record.keep(new[0][0], new[1])
+                done = new
+                if record.due(done[1]):
+                    guard.look()
+                    record.write(*done, guard.first_bad)
                 bar.update(done[1] - k)
-                if (kept := run.kept_after(done[1] - 1)) is not None:
-                    position = done[0][0]
-                    if trajectory is not None:
-                        trajectory[:, kept] = position
-                    if moments is not None:
-                        moments[0, kept], moments[1, kept] = position.mean(0), position.var(0, correction=0)
             guard.look()
     except KeyboardInterrupt as interrupt:
-        kept = max(0, done[1] - run.burn_in) // run.thin
-        partial = trajectory[:, :kept] if trajectory is not None else None
+        record.write(*done, guard.first_bad)
+        partial = record.kept(done[1]).get("trajectory")
         raise Interrupted(done[0], run.first_step + done[1], run.seed, partial) from interrupt
-    output = trajectory if trajectory is not None else done[0][0].to(x.dtype)
-    if moments is None:
+    output = record.trajectory if record.trajectory is not None else done[0][0].to(x.dtype)
+    if record.moments is None:
         return done[0], output
-    return done[0], (output, {"mean": moments[0], "var": moments[1], "first_nonfinite": guard.first_bad})
+    mean, var = record.moments
+    return done[0], (output, {"mean": mean, "var": var, "first_nonfinite": guard.first_bad})
 
 
 def _step(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int]:

@@ -70,6 +70,8 @@ class LangevinDynamics:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         burn_in: int = 0,
+        checkpoint: chain.Path | None = None,
+        checkpoint_every: int = 1000,
         progress: bool = False,
     ) -> chain.Output:
         """Run the chains.
@@ -85,6 +87,8 @@ class LangevinDynamics:
             seed: an int in [0, 2^64), for the initial state and the noise.
             generator: where to draw the seed from instead.
             burn_in: steps before the first is counted for keeping.
+            checkpoint: a file the run is written to and goes on from, as in `langevin_dynamics`.
+            checkpoint_every: steps between two writings.
             progress: show a progress bar.
 
         Returns:
@@ -112,6 +116,8 @@ class LangevinDynamics:
             return_trajectory=return_trajectory,
             return_diagnostics=return_diagnostics,
             seed=seed,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
             progress=progress,
             **self._arguments,
         )

@@ -188,6 +188,8 @@ def langevin_dynamics(
     on_nonfinite: str = "raise",
     return_trajectory: bool = False,
     return_diagnostics: bool = False,
+    checkpoint: chain.Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> chain.Output:
     """Unadjusted Langevin dynamics: `n_steps` of x + a s(x) + sqrt(2 a T) e on every row of x at once.
@@ -214,6 +216,8 @@ def langevin_dynamics(
             it in the diagnostics and keep the others going; or "ignore".
         return_trajectory: return the kept states `[B, n_kept, *event]` instead of the last one.
         return_diagnostics: return (samples, diagnostics), see `samplers.chain.run_chain`.
+        checkpoint: a file the run is written to, and goes on from where it is there; see `samplers.saved`.
+        checkpoint_every: steps between two writings; it is also written at the end and at Ctrl-C.
         progress: show a progress bar.
 
     Returns:
@@ -239,6 +243,9 @@ def langevin_dynamics(
         return_diagnostics,
         progress,
         seed,
+        checkpoint,
+        checkpoint_every,
+        {"step_size": step_size, "temperature": temperature, "clamp": clamp, "cond": cond},
     )
     algorithm = Langevin(
         score_fn,

@@ -121,6 +121,8 @@ def mala(
     on_nonfinite: str = "raise",
     return_trajectory: bool = False,
     return_diagnostics: bool = False,
+    checkpoint: chain.Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> chain.Output:
     """The Metropolis-adjusted Langevin algorithm on every row of x at once: p is its exact stationary law.
@@ -144,6 +146,8 @@ def mala(
         on_nonfinite: "raise", "freeze" or "ignore".
         return_trajectory: return the kept states `[B, n_kept, *event]`.
         return_diagnostics: return (samples, diagnostics), with `acceptance_rate`, `[B]`, among them.
+        checkpoint: as in `langevin_dynamics`.
+        checkpoint_every: likewise.
         progress: show a progress bar.
 
     Returns:
@@ -168,6 +172,9 @@ def mala(
         return_diagnostics,
         progress,
         seed,
+        checkpoint,
+        checkpoint_every,
+        {"step_size": step_size},
     )
     algorithm = Mala(
         log_prob, step_size=step_size, score_fn=score_fn, seed=seed, first_chain=first_chain, dtype=x.dtype

@@ -95,6 +95,8 @@ def underdamped_langevin(
     on_nonfinite: str = "raise",
     return_trajectory: bool = False,
     return_diagnostics: bool = False,
+    checkpoint: chain.Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> chain.Output:
     """Underdamped Langevin dynamics, dx = v dt, dv = s(x) dt - gamma v dt + sqrt(2 gamma T) dW, by the BAOAB splitting.
@@ -123,6 +125,8 @@ def underdamped_langevin(
         on_nonfinite: "raise", "freeze" or "ignore".
         return_trajectory: return the kept positions `[B, n_kept, *event]`.
         return_diagnostics: return (samples, diagnostics), with the last `velocity`, `[B, *event]`, among them.
+        checkpoint: as in `langevin_dynamics`.
+        checkpoint_every: likewise.
         progress: show a progress bar.
 
     Returns:
@@ -151,6 +155,9 @@ def underdamped_langevin(
         return_diagnostics,
         progress,
         seed,
+        checkpoint,
+        checkpoint_every,
+        {"step_size": step_size, "friction": friction, "temperature": temperature, "cond": cond},
     )
     if velocity is None and first_step:
         raise ValueError(f"velocity is needed to go on with a chain, got None with first_step {first_step}")

@@ -67,5 +67,13 @@ def test_no_kernel_tunes_itself_at_run_time() -> None:
     assert tuned == []
 
 
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    # Both run what a file says; checkpoints are safetensors and JSON.
+    calls = {"eval", "exec", "compile", "torch.load", "torch.save", "numpy.load"}
+    found = [name for name, node in nodes(PACKAGE, KERNELS) if callee(node) in calls]
+    named = {alias.name for _, node in nodes(PACKAGE, KERNELS) if isinstance(node, ast.Import) for alias in node.names}
+    assert found == [] and not named & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+
+
 def test_the_rules_are_checked_on_something() -> None:
     assert "tl.load" in {callee(node) for _, node in nodes(KERNELS)}
