@@ -37,7 +37,14 @@ def kernels(name: str, device: torch.device) -> ModuleType | None:
 @functools.cache
 def _load(name: str) -> ModuleType | None:
     try:
-        importlib.import_module("triton")
+        triton = importlib.import_module("triton")
     except ImportError:
         return None
-    return importlib.import_module(f"fastscore_kernels.{name}")
+    try:
+        return importlib.import_module(f"fastscore_kernels.{name}")
+    except Exception as error:  # whatever a Triton of another time raises when it sees our source
+        version = getattr(triton, "__version__", "of no version")
+        raise RuntimeError(
+            f"the Triton kernels cannot be loaded with Triton {version} (3.6 and 3.7 are tested): {error!r}; "
+            'install one of these, or use backend "torch"'
+        ) from error
