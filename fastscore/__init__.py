@@ -7,6 +7,7 @@ from fastscore import samplers as samplers
 from fastscore import targets as targets
 from fastscore._config import use_backend as use_backend
 from fastscore.checkpoint import CheckpointError as CheckpointError
+from fastscore.diagnostics import diagnose as diagnose
 from fastscore.divergence import divergence as divergence
 from fastscore.divergence import jacobian as jacobian
 from fastscore.divergence import laplacian as laplacian

@@ -10,7 +10,16 @@ from bench import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-_IMPLEMENTATION = {"losses", "networks", "ops", "reference", "reader", "cli", "demo"}  # submodules, seen once imported
+_IMPLEMENTATION = {
+    "diagnostics",
+    "losses",
+    "networks",
+    "ops",
+    "reference",
+    "reader",
+    "cli",
+    "demo",
+}  # submodules, seen once imported
 
 
 def test_snippets_run_in_order(tmp_path, monkeypatch):
