@@ -43,7 +43,20 @@ import bkw
 import fastscore
 import landau_picture
 
-Loss = Callable[[fastscore.ScoreMLP, Tensor], Tensor]
+
+class Score(torch.nn.Module):
+    """The Maxwellian's score, -v, and a network for the departure from it; its last layer is small to begin with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.departure = fastscore.ScoreMLP(dim=2, width=32, depth=4)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """The score `[N, 2]` at v `[N, 2]`."""
+        return self.departure(v) - v
+
+
+Loss = Callable[[Score, Tensor], Tensor]
 
 
 def quiet_start(n: int) -> Tensor:
@@ -92,14 +105,14 @@ def advance(v: Tensor, s: Tensor, dt: float) -> Tensor:
     raise RuntimeError(f"the iteration for a step in time does not converge: dt = {dt} is too large")
 
 
-def with_fastscore(network: fastscore.ScoreMLP, v: Tensor) -> Tensor:
+def with_fastscore(network: Score, v: Tensor) -> Tensor:
     """The package's exact loss."""
     loss = fastscore.implicit_score_matching(network, v, trace="exact", convention="fisher")
     assert isinstance(loss, Tensor)
     return loss
 
 
-def with_jacrev(network: fastscore.ScoreMLP, v: Tensor) -> Tensor:
+def with_jacrev(network: Score, v: Tensor) -> Tensor:
     """As users of the method write it today: the trace of every particle's Jacobian."""
     parameters = dict(network.named_parameters())
 
@@ -110,7 +123,7 @@ def with_jacrev(network: fastscore.ScoreMLP, v: Tensor) -> Tensor:
     return (network(v).square().sum(1) + 2 * traces).mean()
 
 
-def with_loop(network: fastscore.ScoreMLP, v: Tensor) -> Tensor:
+def with_loop(network: Score, v: Tensor) -> Tensor:
     """One call of autograd a dimension."""
     v = v.detach().requires_grad_()
     s = network(v)
@@ -121,7 +134,7 @@ def with_loop(network: fastscore.ScoreMLP, v: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"fastscore": with_fastscore, "vmap(jacrev)": with_jacrev, "loop of autograd.grad": with_loop}
 
 
-def learn(network: fastscore.ScoreMLP, optimizer: torch.optim.Optimizer, loss: Loss, v: Tensor, steps: int) -> None:
+def learn(network: Score, optimizer: torch.optim.Optimizer, loss: Loss, v: Tensor, steps: int) -> None:
     """Some steps of Adam on all particles."""
     for _ in range(steps):
         optimizer.zero_grad()
@@ -129,7 +142,7 @@ def learn(network: fastscore.ScoreMLP, optimizer: torch.optim.Optimizer, loss: L
         optimizer.step()
 
 
-def fit_initial_score(network: fastscore.ScoreMLP, v: Tensor, steps: int) -> None:
+def fit_initial_score(network: Score, v: Tensor, steps: int) -> None:
     """The initial density is given, so that its score is, too: the first network is fitted to it directly."""
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -145,9 +158,10 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
     """Particles from t = 0 to `steps * dt`, and what is known about them at every time."""
     torch.manual_seed(0)
     begun, training, history = time.perf_counter(), 0.0, []
-    network, start = fastscore.ScoreMLP(dim=2, width=32, depth=4), quiet_start(options.particles)
+    network, start = Score(), quiet_start(options.particles)
     fit_initial_score(network, start.float(), options.fit_steps)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    # Decay of the weights pulls towards the Maxwellian, and keeps the network from learning the particles by heart.
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1.0)
     v, dissipated = start, bkw.entropy(0.0)
     for k in range(options.steps + 1):
         points, before = v.float(), time.perf_counter()
@@ -203,7 +217,7 @@ def speeds(t: float, v: Tensor) -> dict[str, Any]:
 def race(options: argparse.Namespace) -> dict[str, Any]:
     """The losses on the same particles: that they agree, and the seconds of a training step with each."""
     torch.manual_seed(0)
-    network, v = fastscore.ScoreMLP(dim=2, width=32, depth=4), quiet_start(options.particles).float()
+    network, v = Score(), quiet_start(options.particles).float()
     fit_initial_score(network, v, options.fit_steps // 10)
     seconds: dict[str, list[float]] = {name: [] for name in LOSSES}
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)  # the work of a step, at the same parameters
@@ -223,7 +237,7 @@ def race(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def disagreement(network: fastscore.ScoreMLP, v: Tensor) -> float:
+def disagreement(network: Score, v: Tensor) -> float:
     """The largest relative difference of the losses' gradients: a few roundings, for all are exact."""
     parameters = list(network.parameters())
     found = [
