@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workstea
 unexport TRITON_INTERPRET
 LANES := lint plain interpreter audit
 
-.PHONY: help demo test test-full $(LANES) style types layers bench mutants gpu clean
+.PHONY: help demo test test-full $(LANES) style types layers bench rivals mutants gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,9 +55,11 @@ audit: $(READY) ## lane 3: the kernels, compiled ahead of time for GPUs that nee
 mutants: $(READY) ## break one line at a time, and see that a test fails
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-bench: $(READY) ## measure against plain PyTorch on this machine
-	$(BIN)/python -m pytest bench $(ARGS)
-	$(if $(wildcard bench/__main__.py),$(BIN)/python -m bench)
+bench: $(READY) ## measure against plain PyTorch, and against the rivals if they are there, on this machine
+	$(BIN)/python -m bench $(ARGS)
+
+rivals: $(READY) ## JAX, torchebm, blackjax, folx and jet-for-pytorch, in an environment of their own, for the benchmark
+	$(BIN)/python -m bench.rivals $(ARGS)
 
 # A GPU machine often has its own PyTorch and no network, so this uses PYTHON as it is, from the bare checkout. Its
 # versions are not the pinned ones: their warnings are shown (-W default), not raised.
@@ -67,7 +69,7 @@ gpu: ## the kernel tests, then the benchmark, on a GPU, with the machine's own P
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo 'make gpu: torch of $(PYTHON) sees no CUDA device' >&2; exit 1; }
 	$(PYTHON) -m pytest -q -W default -m "not slow" tests/kernels $(ARGS)
-	$(if $(wildcard bench/__main__.py),$(PYTHON) -m bench --device cuda)
+	$(PYTHON) -m bench --device cuda
 
 clean: ## remove .venv and everything built or cached here
 	rm -rf $(VENV) build dist out *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis \

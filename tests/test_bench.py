@@ -1,22 +1,209 @@
-"""The benchmarks that `make bench` runs are there and run: one of them, once."""
+"""The benchmark refuses wrong results, takes turns, tells what it did not run, and draws what is recorded."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import clock, compare, memory
+from bench.families import chains, networks, noise, steps, training
+from bench.registry import NotRunError, Provider, WrongError, families
+from bench.rivals import Rivals, worker
 
 ROOT = Path(__file__).parent.parent
+SMALL = dataclasses.replace(training._case(512, 2, 2, 16, training.FEW, True), seconds=0.0)
 
 
-def test_one_benchmark_runs_and_is_recorded(tmp_path):
-    record = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "pytest", "-q", "bench", "-k", "of_an_energy and 8", "--benchmark-disable"]
-    environment = {**os.environ, "FASTSCORE_BENCH_RECORD": str(record)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def spoilt(build, factor: float):
+    """A provider whose loss is `factor` times too large."""
+
+    def build_wrong(case, arrays):
+        call = build(case, arrays)
+        return lambda: {name: factor * value for name, value in call().items()}
+
+    return build_wrong
+
+
+def test_a_wrong_provider_is_refused_and_an_error_is_quoted() -> None:
+    base, ours, estimate = (
+        training.FAMILY.providers[name] for name in ("denoising, eager", "fastscore, exact", "fastscore, Hutchinson")
+    )
+
+    def broken(case, arrays):
+        raise RuntimeError("does not work")
+
+    planted = {
+        "denoising, eager": base,
+        "right": ours,
+        "right estimate": estimate,
+        "wrong": Provider(spoilt(ours.build, 1.02)),
+        "wrong estimate": Provider(spoilt(estimate.build, 1.1), "hutchinson"),
+        "not a number": Provider(spoilt(ours.build, float("nan"))),
+        "broken": Provider(broken),
+        "absent": Provider(None, package="jax"),
+    }
+    torch.manual_seed(0)
+    found = compare.compare(dataclasses.replace(training.FAMILY, providers=planted), SMALL, "cpu", None, 0.0)
+    assert set(found["rows"]) == {"denoising, eager", "right", "right estimate"}
+    assert set(found["refused"]) == {"wrong", "wrong estimate", "not a number"}
+    assert "off by" in found["refused"]["wrong"]
+    assert found["not_run"]["broken"] == "RuntimeError: does not work"
+    assert set(found["not_run"]) >= {"broken", "absent", "curvlinops"}
+    json.dumps(found, allow_nan=False)
+
+
+def test_chains_are_held_to_their_law() -> None:
+    case = chains._case("ring", 1024, 60, 0.02, 0, True)
+    arrays = chains.inputs(case, "cpu")
+    torch.manual_seed(1)
+    known = chains.reference(case, arrays)
+    right = [chains._naive(case, arrays)() for _ in range(2)]
+    chains.check(case, arrays, known, "exact", right)
+    with pytest.raises(WrongError, match="share"):
+        chains.check(case, arrays, known, "exact", [right[0], right[0]])
+    scale = 1.3 * (2 * 0.02) ** 0.5
+    score = chains.score_of(case, arrays)
+    wrong = chains.run(lambda y: y + 0.02 * score(y) + scale * torch.randn_like(y), arrays["x"], 60)
+    with pytest.raises(WrongError, match="the mean of"):
+        chains.check(case, arrays, known, "exact", [{"x": wrong}])
+    with pytest.raises(WrongError, match="has not moved"):
+        chains.check(case, arrays, known, "exact", [arrays])
+
+
+@pytest.mark.parametrize(("scale", "repeated"), [(1.0, False), (1.01, False), (1.0, True)])
+def test_noise_is_held_to_its_law(scale: float, repeated: bool) -> None:
+    case = steps.cases("cpu")[0]
+    arrays = steps.inputs(case, "cpu")
+    results = []
+    for seed in (0, 0 if repeated else 1):
+        z = torch.randn(arrays["x"].shape, generator=networks.generator(seed))
+        results.append({"x": arrays["x"] + steps.A * arrays["score"] + steps.SCALE * scale * z, "z": scale * z})
+    for family in (steps, noise):
+        if scale == 1.0 and not repeated:
+            family.check(case, arrays, None, "exact", results)
+        else:
+            with pytest.raises(WrongError):
+                family.check(case, arrays, None, "exact", results)
+
+
+def test_contenders_take_turns_and_ratios_are_of_one_round() -> None:
+    order: list[str] = []
+    ticks = {"base": iter([1.0, 2.0, 4.0]), "twice": iter([2.0, 4.0, 8.0])}
+
+    def turn_of(name: str):
+        def turn() -> float:
+            order.append(name)
+            return next(ticks[name])
+
+        return turn
+
+    times = clock.race({name: turn_of(name) for name in ticks}, seconds=0.0)
+    assert order == ["base", "twice", "twice", "base", "base", "twice"]
+    rows = clock.compare(times, "base")
+    assert rows["twice"]["ratio"] == 2.0 and rows["twice"]["spread"] == [2.0, 2.0]
+    assert rows["base"] == {"seconds": 2.0, "ratio": 1.0, "spread": [1.0, 1.0], "rounds": 3}
+
+
+def test_a_gpu_is_timed_between_events_with_its_cache_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    taken = iter([5.0, 1.0, 3.0] * 4)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, end: Event) -> float:
+            return next(taken)
+
+    monkeypatch.setattr(clock, "_FLUSH", 64)
+    cuda = SimpleNamespace(Event=Event, synchronize=lambda: log.append("wait"))
+    seconds = clock.turn_on_gpu(lambda: log.append("call"), cuda)
+    assert log == ["call", "wait", *["event", "call", "event"] * 10, "wait"]
+    assert seconds == pytest.approx(3e-3)
+
+
+def test_the_command_writes_one_file_a_machine_and_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "found.json"
+    assert command.main(["--only", "one step of 16 x 64", "--quick", "--out", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert {"device", "torch", "python", "date", "commit", "threads", "rivals"} <= set(found["machine"])
+    (case,) = found["cases"]
+    assert {"naive eager", "eager in place", "fastscore"} == set(case["rows"])
+    assert all(row["rounds"] >= 3 and len(row["spread"]) == 2 for row in case["rows"].values())
+    assert "naive eager takes" in capsys.readouterr().out
+    assert command.main(["--only", "one step", "--budget", "1e-9", "--out", str(path)]) == 0
+    assert len(json.loads(path.read_text())["not_reached"]) == len(steps.CPU)
+    assert command.default_path({"device": "AMD EPYC", "commit": "abc+"}, "cpu").name == "cpu-amd-epyc-abc-changed.json"
+
+
+def test_a_case_is_benchmarked_by_pytest() -> None:
+    options = ["-q", "bench", "-k", "steps and 157", "--benchmark-disable", "-p", "no:cacheprovider"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
-    (case,) = json.loads(record.read_text())["cases"].values()
-    assert case["base"] == "denoising"
-    assert {"exact", "autograd loop"} <= set(case["ratios"])
+    assert "1 passed" in run.stdout
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cases_are_data_with_names_of_their_own(device: str) -> None:
+    names = [case.name for family in families() for case in family.cases(device)]
+    assert len(set(names)) == len(names)
+    for family in families():
+        assert family.base in family.providers
+        assert {provider.law for provider in family.providers.values()} <= {"exact"} | set(family.calls)
+        for case in family.cases(device):
+            json.dumps(case.settings)
+            assert family.providers[family.base].unfit(case, device) == ""
+
+
+def test_every_rival_has_something_that_builds_it() -> None:
+    wanted = {(f.name, name) for f in families() for name, p in f.providers.items() if p.build is None}
+    there = set()
+    for module in worker.MODULES.values():
+        tree = ast.parse((ROOT / "bench" / "rivals" / f"{module}.py").read_text())
+        keys = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+        there |= {ast.literal_eval(key) for key in keys if isinstance(key, ast.Tuple)}
+    assert there == wanted
+
+
+def test_rivals_that_are_not_there_are_told(tmp_path: Path) -> None:
+    case = noise.cases("cpu")[0]
+    with pytest.raises(NotRunError, match="make rivals"):
+        Rivals(tmp_path / "python").build("noise", case, {"like": torch.zeros(1)}, "JAX, threefry", "jax")
+    rivals = Rivals(Path(sys.executable))
+    try:
+        with pytest.raises(NotRunError, match=r"surely-absent is not installed.*make rivals"):
+            rivals.build("noise", case, {"like": torch.zeros(1)}, "JAX, threefry", "surely-absent")
+        with pytest.raises(NotRunError, match="KeyError"):
+            rivals.turn("never built")
+    finally:
+        rivals.close()
+
+
+def test_the_worker_builds_calls_and_times(tmp_path: Path) -> None:
+    served = worker.Worker.__new__(worker.Worker)
+    served.builders = {("noise", "twice"): lambda settings, inputs, device: lambda: {"z": settings["n"] * inputs["a"]}}
+    inputs, results = tmp_path / "inputs.npz", tmp_path / "results.npz"
+    np.savez(inputs, a=np.arange(3.0))
+    served.answer({"do": "case", "family": "noise", "settings": {"n": 2}, "device": "cpu", "inputs": str(inputs)})
+    served.answer({"do": "build", "name": "twice"})
+    served.answer({"do": "call", "name": "twice", "results": str(results)})
+    assert np.load(results)["z"].tolist() == [0.0, 2.0, 4.0]
+    assert served.answer({"do": "turn", "name": "twice"})["seconds"] > 0
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="reads Linux's /proc")
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    assert 0 <= memory.in_a_child(256, 2, "fastscore, exact") < 1000

@@ -1,0 +1,262 @@
+"""Chains of Langevin dynamics: to mixtures in closed form, along networks, and torchebm's published double well."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import fastscore
+from bench import check as checks
+from bench.families import networks
+from bench.registry import Arrays, Call, Case, Family, NotRunError, Provider
+from fastscore.ops import _cpu_build
+
+REFERENCE_CHAINS = 4096
+STD = 0.5  # of every component of the mixtures
+BARRIER = 2.0  # of the double well, as in torchebm
+
+#  target, chains, steps, step size, rivals (2: with torch.compile), headline
+CPU = [
+    ("ring", 4096, 500, 0.005, 2, True),
+    ("network", 4096, 20, 0.01, 2, True),
+    ("network", 65536, 3, 0.01, 1, True),
+    ("mixture32", 4096, 100, 0.005, 2, True),
+    ("ring", 256, 1000, 0.005, 1, True),
+    ("ring", 65536, 50, 0.005, 1, True),
+    ("double well", 1024, 200, 0.001, 1, False),
+    ("network", 256, 200, 0.01, 1, False),
+]
+CUDA = [
+    ("ring", 4096, 500, 0.005, 2, True),
+    ("network", 4096, 200, 0.01, 2, True),
+    ("network", 65536, 50, 0.01, 1, True),
+    ("mixture32", 4096, 200, 0.005, 1, True),
+    ("ring", 65536, 200, 0.005, 1, True),
+    ("ring", 4_000_000, 20, 0.005, 1, True),
+    ("network", 4_000_000, 5, 0.01, 1, False),
+    ("double well", 1024, 200, 0.001, 1, False),
+]
+TITLES = {
+    "ring": "2-D mixture of 8",
+    "mixture32": "32-D mixture of 8",
+    "network": "3 x 128 SiLU network",
+    "double well": "128-D double well",
+}
+
+
+def cases(device: str) -> list[Case]:
+    return [_case(*row) for row in (CUDA if device == "cuda" else CPU)]
+
+
+def _case(target: str, chains: int, steps: int, step_size: float, rivals: int, headline: bool) -> Case:
+    dim = {"ring": 2, "network": 2, "mixture32": 32, "double well": 128}[target]
+    mixture = 8 * (5 * dim + 6)  # distances, exponentials and the weighted mean of the components
+    return Case(
+        name=f"{TITLES[target]}, {chains} chains",
+        settings={"target": target, "n": chains, "D": dim, "steps": steps, "step_size": step_size, "rivals": rivals},
+        units=chains * steps,
+        flops={"network": 2 * (2 * 128 + 2 * 128**2 + 128 * 2), "double well": 4 * dim}.get(target, mixture) + 4 * dim,
+        seconds=8.0 if rivals > 1 else 5.0,
+        headline=headline,
+    )
+
+
+def inputs(case: Case, device: str) -> dict[str, Tensor]:
+    """Starting points; at the target's own law where it can be drawn, so that chains have only their bias to find."""
+    s, draws = case.settings, networks.generator(0)
+    x = torch.randn(s["n"], s["D"], generator=draws)
+    made = {}
+    if s["target"] == "network":
+        made = networks.weights([2, 128, 128, 128, 2])
+        for name in ("w3", "b3"):
+            made[name] = 0.3 * made[name]
+    elif s["target"] == "double well":
+        x = x.sign() + 0.3 * torch.randn(x.shape, generator=draws)
+    else:
+        angles = torch.arange(8) * (math.tau / 8)
+        ring = 4.0 * torch.stack([angles.cos(), angles.sin()], 1)
+        made["means"] = ring if s["target"] == "ring" else torch.randn(8, s["D"], generator=draws)
+        x = made["means"][torch.randint(8, (s["n"],), generator=draws)] + STD * x
+    return {name: value.to(device) for name, value in (made | {"x": x}).items()}
+
+
+def score_of(case: Case, arrays: Arrays, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """The score as one writes it."""
+    target = case.settings["target"]
+    if target == "network":
+        return networks.network({k: v for k, v in arrays.items() if k != "x"}, dtype=dtype)
+    if target == "double well":
+        return lambda y: -4 * BARRIER * y * (y.square() - 1)
+    means = arrays["means"].to(dtype)
+
+    def score(y: Tensor) -> Tensor:
+        difference = y[:, None, :] - means
+        weights = torch.softmax(-0.5 / STD**2 * difference.square().sum(-1), -1)
+        return -(weights[..., None] * difference).sum(1) / STD**2
+
+    return score
+
+
+def stepper(case: Case, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A step as one writes it."""
+    a = case.settings["step_size"]
+    scale = math.sqrt(2 * a)
+    return lambda y: y + a * score(y) + scale * torch.randn_like(y)
+
+
+@torch.no_grad()
+def run(step: Callable[[Tensor], Tensor], x: Tensor, n_steps: int) -> Tensor:
+    for _ in range(n_steps):
+        x = step(x)
+    return x
+
+
+def statistics(x: Tensor, arrays: Arrays) -> Tensor:
+    """Coordinates, their squares, and the squared distance from the nearest mode: observations a chain.
+
+    Where there are no modes it is the fourth power of the distance from 0.
+    """
+    x = x.double().to(arrays["x"].device)
+    squares = x.square()
+    if "means" in arrays:
+        last = torch.cdist(x, arrays["means"].double()).square().amin(1, keepdim=True)
+    else:
+        last = squares.sum(1, keepdim=True).square()
+    return torch.cat([x, squares, last], 1)
+
+
+def reference(case: Case, arrays: Arrays) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of the statistics of some chains in float64, and the names."""
+    x = arrays["x"][:REFERENCE_CHAINS].double()
+    step = stepper(case, score_of(case, arrays, torch.float64))
+    found = statistics(run(step, x, case.settings["steps"]), arrays)
+    return found.mean(0), found.std(0) / len(found) ** 0.5
+
+
+def check(case: Case, arrays: Arrays, found: Any, law: str, results: Sequence[Arrays]) -> None:
+    """The last states have the law of the reference's, and are not its starting points."""
+    mean, error = found
+    dim = case.settings["D"]
+    names = (
+        [f"x{i}" for i in range(dim)]
+        + [f"x{i}^2" for i in range(dim)]
+        + ["|x - m|^2" if "means" in arrays else "|x|^4"]
+    )
+    moved = results[0]["x"].to(arrays["x"].device) - arrays["x"]
+    if not bool((moved != 0).any(1).all()):
+        raise checks.WrongError("a chain has not moved")
+    if len(results) > 1 and bool((results[0]["x"] == results[1]["x"]).any()):
+        raise checks.WrongError("two runs with different seeds share a value")
+    checks.same_mean(names, statistics(results[0]["x"], arrays), mean, error)
+
+
+def _naive(case: Case, arrays: Arrays, **compiled: Any) -> Call:
+    step = stepper(case, score_of(case, arrays))
+    chosen = torch.compile(step, **compiled) if compiled else step
+    return lambda: {"x": run(chosen, arrays["x"], case.settings["steps"])}
+
+
+def _in_place(case: Case, arrays: Arrays) -> Call:
+    """Naive eager without the temporaries of the step."""
+    score, a = score_of(case, arrays), case.settings["step_size"]
+
+    @torch.no_grad()
+    def call() -> Arrays:
+        x, noise = arrays["x"].clone(), torch.empty_like(arrays["x"])
+        for _ in range(case.settings["steps"]):
+            x.add_(score(x), alpha=a).add_(noise.normal_(), alpha=math.sqrt(2 * a))
+        return {"x": x}
+
+    return call
+
+
+def _graph(case: Case, arrays: Arrays) -> Call:
+    return networks.graphed(_naive(case, arrays))  # type: ignore[return-value]
+
+
+def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
+    """`langevin_dynamics`; `plain` hides from it what the score is."""
+    s, score = case.settings, score_of(case, arrays)
+    seeds = iter(range(1 << 62))
+    if "means" in arrays and not plain:
+        score = fastscore.targets.GaussianMixture(arrays["means"], STD**2).score
+    chosen = functools.partial(_hidden, score) if plain else score
+
+    def call() -> Arrays:
+        return {
+            "x": fastscore.langevin_dynamics(
+                chosen, arrays["x"], step_size=s["step_size"], n_steps=s["steps"], seed=next(seeds)
+            )
+        }
+
+    return call
+
+
+def _hidden(score: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    return score(y)
+
+
+def _without_compiler(case: Case, arrays: Arrays) -> Call:
+    call = _ours(case, arrays)
+
+    def slow() -> Arrays:
+        with mock.patch.object(_cpu_build, "library", lambda *, build: None):
+            return call()
+
+    return slow
+
+
+def _with_compiler(case: Case, arrays: Arrays) -> Call:
+    if not arrays["x"].is_cuda and _cpu_build.library(build=True) is None:
+        raise NotRunError("no C compiler")
+    return _ours(case, arrays)
+
+
+def _unfit(rivals: int, targets: Sequence[str] = tuple(TITLES), device: str = "") -> Callable[[Case, str], str]:
+    def unfit(case: Case, where: str) -> str:
+        if device and where != device:
+            return "CUDA graphs need a GPU" if device == "cuda" else "for CPUs"
+        if case.settings["target"] not in targets:
+            return "not for this target"
+        return "" if case.settings["rivals"] >= rivals else "left out at this size"
+
+    return unfit
+
+
+NETWORK, MIXTURES = ("network",), ("ring", "mixture32")
+
+FAMILY = Family(
+    name="chains",
+    title="Sampling, time relative to naive eager PyTorch",
+    unit="chain-step",
+    base="naive eager",
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    check=check,
+    calls={"exact": 2},
+    providers={
+        "naive eager": Provider(_naive),
+        "eager in place": Provider(_in_place),
+        "fastscore": Provider(_with_compiler),
+        "fastscore, a score it does not know": Provider(functools.partial(_ours, plain=True), unfit=_unfit(2)),
+        "fastscore, no C compiler": Provider(_without_compiler, unfit=_unfit(2, MIXTURES, "cpu")),
+        "torch.compile": Provider(functools.partial(_naive, mode="default"), unfit=_unfit(2)),
+        "torch.compile, max-autotune": Provider(
+            functools.partial(_naive, mode="max-autotune-no-cudagraphs"), unfit=_unfit(2, NETWORK)
+        ),
+        "torch.compile, reduce-overhead": Provider(
+            functools.partial(_naive, mode="reduce-overhead"), unfit=_unfit(2, device="cuda")
+        ),
+        "CUDA graph of naive eager": Provider(_graph, unfit=_unfit(1, device="cuda")),
+        "torchebm, LangevinDynamics": Provider(None, unfit=_unfit(1), package="torchebm"),
+        "JAX, lax.scan": Provider(None, unfit=_unfit(1), package="jax"),
+        "blackjax, overdamped Langevin": Provider(None, unfit=_unfit(1, MIXTURES), package="blackjax"),
+    },
+)

@@ -1,0 +1,78 @@
+"""The losses as people write them in plain PyTorch, for any score function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacfwd, jacrev, vmap
+
+SIGMA = 0.1
+Score = Callable[[Tensor], Tensor]
+Loss = Callable[[], Tensor]
+
+
+def denoising(score: Score, x: Tensor) -> Loss:
+    """`1/2 |sigma s(x + sigma e) + e|^2`, the yardstick, as every tutorial has it."""
+
+    def loss() -> Tensor:
+        noise = torch.randn_like(x)
+        return 0.5 * (SIGMA * score(x + SIGMA * noise) + noise).square().sum(-1).mean()
+
+    return loss
+
+
+def loop(score: Score, x: Tensor) -> Loss:
+    """The Jacobian's diagonal by a loop of autograd.grad."""
+
+    def loss() -> Tensor:
+        y = x.detach().requires_grad_()
+        s = score(y)
+        rows = (torch.autograd.grad(s[:, i].sum(), y, create_graph=True)[0][:, i] for i in range(x.shape[1]))
+        return (0.5 * s.square().sum(-1) + sum(rows)).mean()
+
+    return loss
+
+
+def sliced(score: Score, x: Tensor, n_probes: int = 1, reduced: bool = True) -> Loss:
+    """Sliced score matching by a double backward, as published; `reduced` with its reduction of variance."""
+
+    def loss() -> Tensor:
+        y = x.detach().repeat(n_probes, 1).requires_grad_()
+        s = score(y)
+        v = torch.randn_like(y).sign()
+        (product,) = torch.autograd.grad(s, y, v, create_graph=True)
+        squares = s.square().sum(-1) if reduced else (s * v).sum(-1).square()
+        return (0.5 * squares + (product * v).sum(-1)).mean()
+
+    return loss
+
+
+def stacked(model: nn.Module, x: Tensor, *, mode: str = "jacrev", energy: bool = False) -> Loss:
+    """The whole Jacobian of one sample under vmap, by jacrev or jacfwd."""
+    parameters = dict(model.named_parameters())
+    jacobian_of = {"jacrev": jacrev, "jacfwd": jacfwd}[mode]
+
+    def value(parameters: dict[str, Tensor], v: Tensor) -> Tensor:
+        return functional_call(model, parameters, (v.unsqueeze(0),)).squeeze(0)
+
+    def one(parameters: dict[str, Tensor], v: Tensor) -> Tensor:
+        return grad(lambda v: -value(parameters, v).squeeze())(v) if energy else value(parameters, v)
+
+    def loss() -> Tensor:
+        s = vmap(one, (None, 0))(parameters, x)
+        jacobian = vmap(jacobian_of(one, 1), (None, 0))(parameters, x)
+        return (0.5 * s.square().sum(-1) + jacobian.diagonal(dim1=1, dim2=2).sum(-1)).mean()
+
+    return loss
+
+
+def score_of(energy: nn.Module) -> Score:
+    """Minus the gradient of an energy, by autograd."""
+
+    def score(y: Tensor) -> Tensor:
+        y = y if y.requires_grad else y.requires_grad_()
+        return torch.autograd.grad(-energy(y).sum(), y, create_graph=True)[0]
+
+    return score

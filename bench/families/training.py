@@ -1,0 +1,188 @@
+"""Training steps of a score network: exact and estimated traces, relative to an eager step of denoising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastscore
+from bench.families import law, losses, networks
+from bench.registry import Arrays, Call, Case, Family, Provider
+
+ALL, SOME, FEW = 2, 1, 0
+"""How many rivals: all of them; those in eager PyTorch and JAX's best; only what is fast."""
+
+#        B   D  L    H  rivals, headline
+CPU = [
+    (4096, 2, 2, 128, ALL, True),
+    (4096, 8, 2, 128, ALL, True),
+    (4096, 64, 2, 128, SOME, True),
+    (4096, 2, 3, 128, SOME, True),
+    (4096, 8, 3, 128, SOME, True),
+    (65536, 2, 2, 128, SOME, True),
+    (1024, 8, 2, 128, SOME, False),
+    (16384, 2, 2, 128, FEW, False),
+    (4096, 16, 2, 128, FEW, False),
+    (1024, 128, 2, 128, FEW, False),
+    (4096, 8, 1, 128, FEW, False),
+    (4096, 8, 4, 128, FEW, False),
+    (4096, 8, 2, 64, FEW, False),
+    (4096, 8, 2, 256, FEW, False),
+    (4096, 8, 2, 512, FEW, False),
+]
+CUDA = [
+    (4096, 2, 2, 128, ALL, True),
+    (65536, 2, 2, 128, SOME, True),
+    (65536, 8, 2, 128, SOME, True),
+    (65536, 64, 2, 128, SOME, True),
+    (65536, 8, 3, 128, SOME, True),
+    (1048576, 2, 2, 128, SOME, True),
+    (1048576, 16, 2, 128, FEW, False),
+    (65536, 128, 2, 128, FEW, False),
+    (65536, 8, 4, 128, FEW, False),
+    (65536, 8, 2, 64, FEW, False),
+    (65536, 8, 2, 256, FEW, False),
+    (65536, 8, 2, 512, FEW, False),
+]
+
+
+def cases(device: str) -> list[Case]:
+    return [_case(*row) for row in (CUDA if device == "cuda" else CPU)]
+
+
+def _case(batch: int, dim: int, depth: int, width: int, rivals: int, headline: bool) -> Case:
+    products = dim * width + (depth - 1) * width**2 + width * dim
+    return Case(
+        name=f"B={batch} D={dim} L={depth} H={width}",
+        settings={"B": batch, "D": dim, "L": depth, "H": width, "rivals": rivals},
+        units=batch,
+        flops=6 * products,
+        seconds=(8.0, 6.0, 3.0)[ALL - rivals],
+        headline=headline,
+    )
+
+
+def inputs(case: Case, device: str) -> dict[str, Tensor]:
+    s = case.settings
+    made = networks.weights([s["D"]] + [s["H"]] * s["L"] + [s["D"]])
+    made["x"] = torch.randn(s["B"], s["D"], generator=networks.generator(1))
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def split(arrays: Arrays) -> tuple[dict[str, Tensor], Tensor]:
+    """The weights and x."""
+    return {name: value for name, value in arrays.items() if name != "x"}, arrays["x"]
+
+
+def reference(case: Case, arrays: Arrays) -> dict[str, law.Law]:
+    weights, x = split(arrays)
+    model = networks.network(weights, dtype=torch.float64)
+    wide = x.double()
+    exact = law.exact(networks.training_step(model, _in_parts(model, wide)))
+
+    def random(loss: Callable[..., losses.Loss]) -> Callable[[Tensor], Call]:
+        return lambda part: networks.training_step(model, loss(model, part))
+
+    return {
+        "exact": exact,
+        "hutchinson": law.estimate(random(losses.sliced), wide, exact.expected),
+        "denoising": law.estimate(random(losses.denoising), wide),
+    }
+
+
+def _in_parts(model: nn.Module, x: Tensor) -> losses.Loss:
+    """The loop over a part of the batch at a time, so that float64 fits into memory at any size."""
+    rows = max(256, 2**16 // x.shape[1])
+
+    def loss() -> Tensor:
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for part in x.split(rows):
+            share = losses.loop(model, part)() * (len(part) / len(x))
+            share.backward()
+            total += share.detach()
+        return total.requires_grad_()
+
+    return loss
+
+
+def check(case: Case, arrays: Arrays, laws: Any, name: str, results: Sequence[Arrays]) -> None:
+    laws[name].check(results)
+
+
+def _provider(
+    make: Callable[[nn.Module, Tensor], losses.Loss],
+    named: str = "exact",
+    *,
+    rivals: int = FEW,
+    largest: int = 1 << 40,
+    compiled: dict[str, Any] | None = None,
+    graph: bool = False,
+) -> Provider:
+    """Whole training steps with the loss that `make` gives, for batches of at most `largest` B x D on a CPU."""
+
+    def build(case: Case, arrays: Arrays) -> Call:
+        weights, x = split(arrays)
+        model = networks.network(weights)
+        loss = make(model, x)
+        step = networks.training_step(model, loss if compiled is None else torch.compile(loss, **compiled))
+        return networks.graphed(step) if graph else step  # type: ignore[return-value]
+
+    def unfit(case: Case, device: str) -> str:
+        if graph and device != "cuda":
+            return networks.cuda_only(case, device)
+        if case.settings["rivals"] < rivals:
+            return "left out at this size"
+        size = case.settings["B"] * case.settings["D"]
+        return "" if size <= largest * (16 if device == "cuda" else 1) else "too slow or too large at this size"
+
+    return Provider(build, named, unfit)
+
+
+def _fast(trace: str) -> Callable[[nn.Module, Tensor], losses.Loss]:
+    return lambda model, x: lambda: fastscore.implicit_score_matching(model, x, trace=trace)
+
+
+def _stacked(mode: str) -> Callable[[nn.Module, Tensor], losses.Loss]:
+    return lambda model, x: losses.stacked(model, x, mode=mode)
+
+
+def _remote(named: str = "exact", *, rivals: int = SOME, largest: int = 1 << 40) -> Provider:
+    return Provider(None, named, _provider(losses.loop, rivals=rivals, largest=largest).unfit, "jax")
+
+
+PER_DIMENSION = 4096 * 64
+
+FAMILY = Family(
+    name="divergence",
+    title="A training step, time relative to an eager denoising step of the same network",
+    unit="sample",
+    base="denoising, eager",
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    check=check,
+    calls={"exact": 1, "hutchinson": law.CALLS, "denoising": law.CALLS},
+    providers={
+        "denoising, eager": _provider(losses.denoising, "denoising"),
+        "fastscore, exact": _provider(_fast("exact")),
+        "fastscore, Hutchinson": _provider(_fast("hutchinson"), "hutchinson"),
+        "sliced score matching, double backward": _provider(losses.sliced, "hutchinson"),
+        "loop of autograd.grad": _provider(losses.loop, rivals=SOME, largest=PER_DIMENSION),
+        "vmap(jacrev)": _provider(_stacked("jacrev"), rivals=SOME, largest=PER_DIMENSION),
+        "vmap(jacfwd)": _provider(_stacked("jacfwd"), rivals=ALL, largest=PER_DIMENSION),
+        "torch.compile of denoising": _provider(losses.denoising, "denoising", rivals=ALL, compiled={}),
+        "torch.compile of vmap(jacrev)": _provider(_stacked("jacrev"), rivals=ALL, compiled={}),
+        "torch.compile of sliced score matching": _provider(losses.sliced, "hutchinson", rivals=ALL, compiled={}),
+        "CUDA graph of denoising": _provider(losses.denoising, "denoising", rivals=SOME, graph=True),
+        "CUDA graph of sliced score matching": _provider(losses.sliced, "hutchinson", rivals=SOME, graph=True),
+        "JAX, denoising": _remote("denoising"),
+        "JAX, jacrev": _remote(rivals=ALL),
+        "JAX, jacfwd": _remote(rivals=ALL),
+        "JAX, closed form": _remote(),
+        "JAX, Hutchinson by jvp": _remote("hutchinson"),
+    },
+    never={"curvlinops": "its operators are over a network's parameters; it has no divergence in x"},
+)
