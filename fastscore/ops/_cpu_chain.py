@@ -18,15 +18,16 @@ from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
-_BLOCK = 64  # the kernels' block of counters or chains
+BLOCK = 64  # the kernels' block of counters or chains
 
 
 def expect(x: Tensor, work: int) -> None:
     """Announce so many normals (or components of a mixture at a point) for x, and compile now if they repay it."""
-    _library(x, work)
+    library(x, work)
 
 
-def _library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
+def library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
+    """The compiled kernels where x is theirs to work on; `work` is announced as by `expect`."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
     if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
         return None
@@ -40,20 +41,20 @@ def _threads(elements: int) -> int:
 def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
     """Float32 normals `[n, width]`, or None where nothing compiled can make them."""
     out = torch.empty(n, width)
-    if (found := _library(out, out.numel())) is None:
+    if (found := library(out, out.numel())) is None:
         return None
 
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), _BLOCK, _threads(out.numel()))
+    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, _threads(out.numel()))
     return out
 
 
 def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
     """Float32 signs `[n, width]`, or None where nothing compiled can make them."""
     out = torch.empty(n, width)
-    if (found := _library(out, out.numel())) is None:
+    if (found := library(out, out.numel())) is None:
         return None
 
     def run(part: tuple[int, int]) -> None:
@@ -61,7 +62,7 @@ def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: in
         named = _cpu_build.key(seed, step, stream, first_chain)
         found.signs(_cpu_build.pointer(out), begin, end, ctypes.c_uint64(width), *named)
 
-    _cpu_build.parallel(run, n * -(-width // 128), _BLOCK, _threads(out.numel()))
+    _cpu_build.parallel(run, n * -(-width // 128), BLOCK, _threads(out.numel()))
     return out
 
 
@@ -71,7 +72,7 @@ def langevin_step(
     """x + a score + sqrt(2 a T) e, or None where nothing compiled can make it."""
     if score.dtype != torch.float32 or score.device != x.device or x.dtype != torch.float32:
         return None
-    if (found := _library(x, x.numel())) is None:
+    if (found := library(x, x.numel())) is None:
         return None
     n, width = x.shape[0], x.shape[1:].numel()
     a = step_size.detach().to(torch.float32)
@@ -84,7 +85,7 @@ def langevin_step(
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), _BLOCK, _threads(x.numel()))
+    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, _threads(x.numel()))
     return out
 
 
@@ -116,29 +117,61 @@ class Mixture:
         Returns:
             The states, or None where nothing compiled can make them.
         """
-        if (found := _library(x)) is None:
-            return None
-        out = x.clone(memory_format=torch.contiguous_format)
-        n_steps, (k, d) = step_sizes.shape[0], self.means.shape
-        a = step_sizes.to(torch.float32).expand(n_steps, d).contiguous()
-        c = torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
-        low, high = clamp or (0.0, 0.0)
-        seed, step, first_chain = counters
+        k, d = self.means.shape
+        constants = (
+            *map(ctypes.c_int, (k, d, self.inverse.dim() == 3)),
+            *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
+        )
+        return run_chains("mixture_chain", constants, k, x, step_sizes, temperatures, clamp, counters)
 
-        def run(rows: tuple[int, int]) -> None:
-            failed = found.mixture_chain(
-                _cpu_build.pointer(out),
-                *map(ctypes.c_uint64, rows),
-                *map(ctypes.c_int, (k, d, self.inverse.dim() == 3)),
-                *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
-                ctypes.c_int(n_steps),
-                *map(_cpu_build.pointer, (a, c)),
-                ctypes.c_int(clamp is not None),
-                *map(ctypes.c_float, (low, high)),
-                *_cpu_build.key(seed, step, Stream.LANGEVIN, first_chain),
-            )
-            if failed:
-                raise MemoryError(f"no memory for a block of {_BLOCK} chains towards {k} components in {d} dimensions")
 
-        _cpu_build.parallel(run, x.shape[0], _BLOCK, _threads(out.numel() * k * n_steps))
-        return out
+def run_chains(
+    name: str,
+    constants: tuple[object, ...],
+    work: int,
+    x: Tensor,
+    step_sizes: Tensor,
+    temperatures: Tensor,
+    clamp: tuple[float, float] | None,
+    counters: tuple[int, int, int],
+) -> Tensor | None:
+    """Run the chains of a kernel `name`, as `Mixture.chain`; `work` is what a step of an element costs in exponentials."""
+    if (found := library(x)) is None:
+        return None
+    out = x.clone(memory_format=torch.contiguous_format)
+    n_steps = step_sizes.shape[0]
+    a = step_sizes.to(torch.float32).expand(n_steps, x.shape[1]).contiguous()
+    c = torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
+    low, high = clamp or (0.0, 0.0)
+    seed, step, first_chain = counters
+
+    def run(rows: tuple[int, int]) -> None:
+        failed = getattr(found, name)(
+            _cpu_build.pointer(out),
+            *map(ctypes.c_uint64, rows),
+            ctypes.c_int(n_steps),
+            *map(_cpu_build.pointer, (a, c)),
+            ctypes.c_int(clamp is not None),
+            *map(ctypes.c_float, (low, high)),
+            *_cpu_build.key(seed, step, Stream.LANGEVIN, first_chain),
+            *constants,
+        )
+        if failed:
+            raise MemoryError(f"no memory for a block of {BLOCK} chains in {x.shape[1]} dimensions")
+
+    _cpu_build.parallel(run, x.shape[0], BLOCK, _threads(out.numel() * work * n_steps))
+    return out
+
+
+def run_rows(name: str, constants: tuple[object, ...], work: int, x: Tensor) -> Tensor | None:
+    """What a kernel `name` makes of the rows of x `[B, D]`, or None where nothing compiled can; as `run_chains`."""
+    if (found := library(x)) is None:
+        return None
+    x, out = x.contiguous(), torch.empty(x.shape)
+
+    def run(rows: tuple[int, int]) -> None:
+        if getattr(found, name)(*map(_cpu_build.pointer, (x, out)), *map(ctypes.c_uint64, rows), *constants):
+            raise MemoryError(f"no memory for a block of {BLOCK} rows of {x.shape[1]} features")
+
+    _cpu_build.parallel(run, x.shape[0], BLOCK, _threads(out.numel() * work))
+    return out

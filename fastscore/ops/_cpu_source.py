@@ -1,11 +1,11 @@
-"""The CPU kernels in C, compiled on the user's machine by `fastscore.ops._cpu_build`.
+"""The CPU kernels in C, compiled on the user's machine by `fastscore.ops._cpu_build`; the first part of the source.
 
 Noise is `fastscore.reference.philox` operation by operation (contraction to fused multiply-adds is switched off), so it
 is the same bits as the reference on every machine; so is a Langevin step. Everything works on blocks of 64 counters or
 chains, whole blocks only, so a row's bits do not depend on the batch it is in.
 """
 
-SOURCE = r"""
+STEP = r"""
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -158,115 +158,5 @@ void signs(float *out, u64 begin, u64 last, u64 width, u32 k0, u32 k1, u32 step,
         for (u64 j = 0; j < count; j++) row[j] = 1.0f - 2.0f * (float)(bits >> j & 1);
       }
   }
-}
-
-/* exp(x) for x <= 0, zero below -87; NaN stays NaN. */
-static inline float exponential(float x) {
-  float bounded = x < -87.0f ? -87.0f : x;
-  float shifted = bounded * 1.44269504089f + 12582912.0f, n = shifted - 12582912.0f;
-  float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * r * r + r) + 1.0f;
-  p = p * as_float((as_bits(shifted) + 127u) << 23);
-  return x < -87.0f ? 0.0f : p;
-}
-
-typedef struct { int n_components, dim, full; const float *means, *inverse, *log_scale; } Mixture;
-
-/* Score of a Gaussian mixture at W points x [dim][W]: z_k = L_k^-1 (x - m_k), s = -sum_k softmax(...)_k L_k^-T z_k. */
-static void mixture_score(const Mixture *m, const float *restrict x, float *restrict z, float *restrict joint,
-                          float *restrict s) {
-  const int D = m->dim;
-  float top[W], total[W];
-  for (int i = 0; i < W; i++) { top[i] = -INFINITY; total[i] = 0.0f; }
-  for (int k = 0; k < m->n_components; k++) {
-    const float *mean = m->means + k * D;
-    float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
-    float square[W];
-    memset(square, 0, sizeof square);
-    for (int d = 0; d < D; d++) {
-      float *zd = zk + d * W;
-      if (m->full) {
-        const float *inverse = m->inverse + ((size_t)k * D + d) * D;
-        memset(zd, 0, W * sizeof(float));
-        for (int j = 0; j <= d; j++)
-          for (int i = 0; i < W; i++) zd[i] += inverse[j] * (x[j * W + i] - mean[j]);
-      } else {
-        const float inverse = m->inverse[(size_t)k * D + d];
-        for (int i = 0; i < W; i++) zd[i] = inverse * (x[d * W + i] - mean[d]);
-      }
-      for (int i = 0; i < W; i++) square[i] += zd[i] * zd[i];
-    }
-    for (int i = 0; i < W; i++) {
-      logit[i] = m->log_scale[k] - 0.5f * square[i];
-      top[i] = logit[i] > top[i] ? logit[i] : top[i];
-    }
-  }
-  memset(s, 0, (size_t)D * W * sizeof(float));
-  for (int k = 0; k < m->n_components; k++) {
-    const float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
-    float weight[W];
-    for (int i = 0; i < W; i++) { weight[i] = exponential(logit[i] - top[i]); total[i] += weight[i]; }
-    for (int d = 0; d < D; d++) {
-      float *sd = s + d * W;
-      if (m->full) {
-        for (int j = d; j < D; j++) {
-          const float inverse = m->inverse[((size_t)k * D + j) * D + d];
-          for (int i = 0; i < W; i++) sd[i] -= weight[i] * (inverse * zk[j * W + i]);
-        }
-      } else {
-        const float inverse = m->inverse[(size_t)k * D + d];
-        for (int i = 0; i < W; i++) sd[i] -= inverse * (weight[i] * zk[d * W + i]);
-      }
-    }
-  }
-  for (int i = 0; i < W; i++) total[i] = 1.0f / total[i];
-  for (int d = 0; d < D; d++)
-    for (int i = 0; i < W; i++) s[d * W + i] *= total[i];
-}
-
-/* n_steps Langevin steps of rows [begin, end) of x [*, dim] towards a mixture; a and c are [n_steps, dim].
-   Returns 0, or 1 if there was no memory for it (nothing is done then). */
-int mixture_chain(float *x, u64 begin, u64 end, int n_components, int dim, int full, const float *means,
-                  const float *inverse, const float *log_scale, int n_steps, const float *a, const float *c, int clamp,
-                  float low, float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain) {
-  const Mixture m = {n_components, dim, full, means, inverse, log_scale};
-  const int groups = (dim + 3) / 4, n_lanes = dim < 4 ? dim : 4;
-  float *memory = malloc(((size_t)n_components * (dim + 1) + 2 * (size_t)dim + 4) * W * sizeof(float));
-  if (!memory) return 1;
-  float *state = memory, *s = state + (size_t)dim * W, *e = s + (size_t)dim * W, *joint = e + 4 * W;
-  float *z = joint + (size_t)n_components * W;
-  u64 chain[W], group[W];
-  for (u64 row = begin; row < end; row += W) {
-    const u64 n = end - row < W ? end - row : W;
-    for (u64 i = 0; i < W; i++) {
-      chain[i] = first_chain + row + i;
-      for (int d = 0; d < dim; d++) state[d * W + i] = x[(row + (i < n ? i : n - 1)) * dim + d];
-    }
-    for (int k = 0; k < n_steps; k++) {
-      const Key key = {k0, k1, step + (u32)k, stream};
-      mixture_score(&m, state, z, joint, s);
-      for (int g = 0; g < groups; g++) {
-        for (int i = 0; i < W; i++) group[i] = (u64)g;
-        normals(key, chain, group, n_lanes, e);
-        for (int lane = 0, d = g; lane < n_lanes && d < dim; lane++, d += groups) {
-          const float ad = a[(size_t)k * dim + d], cd = c[(size_t)k * dim + d];
-          float *xd = state + d * W;
-          for (int i = 0; i < W; i++) xd[i] = xd[i] + ad * s[d * W + i] + cd * e[lane * W + i];
-          if (clamp)
-            for (int i = 0; i < W; i++) xd[i] = xd[i] < low ? low : (xd[i] > high ? high : xd[i]);
-        }
-      }
-    }
-    for (u64 i = 0; i < n; i++)
-      for (int d = 0; d < dim; d++) x[(row + i) * dim + d] = state[d * W + i];
-  }
-  free(memory);
-  return 0;
 }
 """

@@ -12,10 +12,9 @@ from fastscore import _checks
 from fastscore.noise import resolve_seed
 from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
-from fastscore.ops._cpu_chain import REPAYS, expect
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
-from fastscore.samplers.analytic import evaluate, mixture
+from fastscore.samplers.analytic import announce, compiled, evaluate
 from fastscore.targets import Gaussian
 
 
@@ -135,7 +134,7 @@ class Langevin:
         x = state.x
         if (made := self._whole(x, k, n)) is not None:
             return LangevinState(made.x)
-        if self.cond is not None or self.dtype != torch.float32 or (target := mixture(self.score_fn, x)) is None:
+        if self.dtype != torch.float32 or (target := compiled(self.score_fn, x, self.cond)) is None:
             return None
         steps = range(k, k + n)
         a = [as_tensor("step_size", self.step_size(step), x) for step in steps]
@@ -257,8 +256,7 @@ def langevin_dynamics(
         first_chain=first_chain,
         dtype=x.dtype,
     )
-    # A mixture's chains are compiled whatever their length: a long run and its parts are then the same bits.
-    expect(x, n_steps * x.numel() if mixture(score_fn, x) is None else REPAYS)
+    announce(score_fn, x, cond, n_steps)
     return chain.run_chain(algorithm, x, run)[1]
 
 

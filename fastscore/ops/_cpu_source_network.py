@@ -1,0 +1,183 @@
+"""Networks in C, the third part of the source: a whole multilayer perceptron on a few chains, from the cache.
+
+A group of G chains, two vectors wide, goes through all layers before the next one does: its activations stay in the
+first-level cache, and the weights stream through once a group. They come packed in panels of R outputs,
+`[bias of R, then for every input the R weights]`, which one kernel of R x 2 accumulators multiplies; what follows a
+product (a shift, the activation, the residual) is done in registers.
+"""
+
+NETWORK = r"""
+#if defined(__AVX512F__)
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+#define FMA(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif defined(__AVX2__) && defined(__FMA__)
+typedef float vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+#define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#else
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#define ALL(x) ((x) - (vf){0})
+enum { V = sizeof(vf) / 4, G = 2 * V, R = 6 };
+enum { LINEAR, SILU, TANH, SOFTPLUS, GELU_TANH, SOFTSIGN };
+
+static inline vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* exp(x), x held to [-87, 88]; NaN stays NaN. */
+static inline vf exp_of(vf x) {
+  x = choose(x < ALL(-87.0f), ALL(-87.0f), x);
+  x = choose(x > ALL(88.0f), ALL(88.0f), x);
+  const vf shifted = FMA(x, ALL(1.44269504089f), ALL(12582912.0f)), n = shifted - ALL(12582912.0f);
+  const vf r = FMA(n, ALL(2.12194440e-4f), FMA(n, ALL(-0.693359375f), x));
+  vf p = FMA(ALL(1.9875691500e-4f), r, ALL(1.3981999507e-3f));
+  p = FMA(p, r, ALL(8.3334519073e-3f));
+  p = FMA(p, r, ALL(4.1665795894e-2f));
+  p = FMA(p, r, ALL(1.6666665459e-1f));
+  p = FMA(p, r, ALL(5.0000001201e-1f));
+  p = FMA(p, r * r, r) + ALL(1.0f);
+  return p * (vf)(((vi)shifted + 127) << 23);
+}
+
+/* tanh(x): an odd polynomial (Cephes, S. Moshier: tanhf.c) below 0.625, 1 - 2 / (exp(2 |x|) + 1) above. */
+static inline vf tanh_of(vf x) {
+  const vi sign = (vi)x & (int32_t)0x80000000u;
+  const vf size = (vf)((vi)x & 0x7FFFFFFF), y = x * x;
+  vf p = FMA(ALL(-5.70498872745e-3f), y, ALL(2.06390887954e-2f));
+  p = FMA(p, y, ALL(-5.37397155531e-2f));
+  p = FMA(p, y, ALL(1.33314422036e-1f));
+  p = FMA(p, y, ALL(-3.33332819422e-1f));
+  const vf large = ALL(1.0f) - ALL(2.0f) / (exp_of(size + size) + ALL(1.0f));
+  return choose(size < ALL(0.625f), FMA(p * y, x, x), (vf)((vi)large | sign));
+}
+
+/* log(1 + exp(x)) = max(x, 0) + log1p(y), y = exp(-|x|) in (0, 1]: log(1 + y) at u = 1 + y, rounded, plus the rest. */
+static inline vf softplus_of(vf x) {
+  const vf y = exp_of((vf)((vi)x | (int32_t)0x80000000u)), u = ALL(1.0f) + y;
+  const vi exponent = ((vi)u - 0x3F3504F3) & -0x800000;
+  const vf f = (vf)((vi)u - exponent) - ALL(1.0f), z = f * f;
+  vf p = FMA(ALL(7.0376836292e-2f), f, ALL(-1.1514610310e-1f));
+  p = FMA(p, f, ALL(1.1676998740e-1f));
+  p = FMA(p, f, ALL(-1.2420140846e-1f));
+  p = FMA(p, f, ALL(1.4249322787e-1f));
+  p = FMA(p, f, ALL(-1.6668057665e-1f));
+  p = FMA(p, f, ALL(2.0000714765e-1f));
+  p = FMA(p, f, ALL(-2.4999993993e-1f));
+  p = FMA(p, f, ALL(3.3333331174e-1f));
+  const vf n = __builtin_convertvector(exponent >> 23, vf);
+  vf log = FMA(p * z, f, FMA(ALL(-0.5f), z, f)) + n * ALL(0.693147181f);
+  log = log + (y - (u - ALL(1.0f))) / u;
+  return choose(x > ALL(0.0f), x + log, log);
+}
+
+static inline vf activate(vf z, int kind) {
+  switch (kind) {
+    case SILU: return z / (ALL(1.0f) + exp_of(-z));
+    case TANH: return tanh_of(z);
+    case SOFTPLUS: return softplus_of(z);
+    case GELU_TANH: {
+      const vf inner = ALL(0.797884561f) * FMA(ALL(0.044715f) * z * z, z, z);
+      return ALL(0.5f) * z * (ALL(1.0f) + tanh_of(inner));
+    }
+    case SOFTSIGN: return z / (ALL(1.0f) + (vf)((vi)z & 0x7FFFFFFF));
+    default: return z;
+  }
+}
+
+/* out [n_out][G] = phi(W h + b (+ shift)) (+ h) for one group of chains; h is [n_in][G], rows of shift are `rows` apart. */
+static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int kind, int residual, const float *shift,
+                  u64 rows, vf *restrict out) {
+  for (int m = 0; m < n_out; m += R) {
+    vf sum[R][2];
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = ALL(w[r]);
+    w += R;
+    for (int k = 0; k < n_in; k++, w += R) {
+      const vf h0 = h[2 * k], h1 = h[2 * k + 1];
+      for (int r = 0; r < R; r++) {
+        const vf each = ALL(w[r]);
+        sum[r][0] = FMA(each, h0, sum[r][0]);
+        sum[r][1] = FMA(each, h1, sum[r][1]);
+      }
+    }
+    for (int r = 0; r < R && m + r < n_out; r++)
+      for (int half = 0; half < 2; half++) {
+        vf z = sum[r][half], added;
+        if (shift) { memcpy(&added, shift + (u64)(m + r) * rows + half * V, sizeof added); z += added; }
+        z = activate(z, kind);
+        out[2 * (m + r) + half] = residual ? z + h[2 * (m + r) + half] : z;
+      }
+  }
+}
+
+/* What a chain needs of a network: its packed panels; the numbers of inputs and outputs of its layers, `sizes`; shifts
+   [sum of all outputs][rows] of the layers' preactivations and scales [3][rows] (of the input, of the output, of the
+   input added to it) for every chain, or null; rows is a multiple of G. */
+typedef struct { int n_layers, widest; const int *sizes, *kinds, *residuals; const float *packed, *shifts, *scales;
+                 u64 rows; } Network;
+
+static void network_score(const Source *source, u64 row, int n, const float *x, float *work, float *s) {
+  const Network *net = source->constants;
+  const int dim = source->dim;
+  for (int from = 0; from < n; from += G) {
+    float *h = work, *out = h + net->widest * G;
+    const float *w = net->packed, *shift = net->shifts ? net->shifts + row + from : 0;
+    const float *scale = net->scales ? net->scales + row + from : 0;
+    for (int d = 0; d < dim; d++)
+      for (int i = 0; i < G; i++) h[d * G + i] = scale ? scale[i] * x[d * W + from + i] : x[d * W + from + i];
+    for (int l = 0; l < net->n_layers; l++) {
+      const int n_in = net->sizes[l], n_out = net->sizes[l + 1];
+      layer(w, (vf *)h, n_in, n_out, net->kinds[l], net->residuals[l], shift, net->rows, (vf *)out);
+      w += (size_t)(n_out + R - 1) / R * R * (size_t)(n_in + 1);
+      if (shift) shift += (u64)n_out * net->rows;
+      float *other = h; h = out; out = other;
+    }
+    for (int d = 0; d < dim; d++)
+      for (int i = 0; i < G; i++) {
+        const float value = h[d * G + i];
+        s[d * W + from + i] =
+            scale ? scale[net->rows + i] * value + scale[2 * net->rows + i] * x[d * W + from + i] : value;
+      }
+  }
+}
+
+/* Steps of rows [begin, end) of x along a network's score, as `chains`. */
+int network_chain(float *x, u64 begin, u64 end, int n_steps, const float *a, const float *c, int clamp, float low,
+                  float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, int n_layers, const int *sizes,
+                  const int *kinds, const int *residuals, const float *packed, const float *shifts,
+                  const float *scales, u64 rows) {
+  int widest = 0;
+  for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
+  const Network net = {n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
+  const Source source = {network_score, sizes[0], &net};
+  return chains(&source, 2 * (size_t)widest * G, x, begin, end, n_steps, a, c, clamp, low, high, k0, k1, step, stream,
+                first_chain);
+}
+
+/* How many outputs a panel has. */
+int network_panel(void) { return R; }
+
+/* The score of a network at rows [begin, end) of x [*, sizes[0]], to out; returns as `chains`. */
+int network_value(const float *x, float *out, u64 begin, u64 end, int n_layers, const int *sizes, const int *kinds,
+                  const int *residuals, const float *packed, const float *shifts, const float *scales, u64 rows) {
+  int widest = 0;
+  for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
+  const Network net = {n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
+  const Source source = {network_score, sizes[0], &net};
+  const size_t dim = (size_t)sizes[0];
+  float *state = scratch(2 * (dim + (size_t)widest) * W);
+  if (!state) return 1;
+  float *s = state + dim * W, *work = s + dim * W;
+  for (u64 row = begin; row < end; row += W) {
+    const int n = end - row < W ? (int)(end - row) : W;
+    for (int i = 0; i < n; i++)
+      for (size_t d = 0; d < dim; d++) state[d * W + i] = x[(row + i) * dim + d];
+    network_score(&source, row, n, state, work, s);
+    for (int i = 0; i < n; i++)
+      for (size_t d = 0; d < dim; d++) out[(row + i) * dim + d] = s[d * W + i];
+  }
+  free(state);
+  return 0;
+}
+"""
