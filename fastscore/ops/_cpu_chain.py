@@ -135,7 +135,7 @@ def run_chains(
     clamp: tuple[float, float] | None,
     counters: tuple[int, int, int],
 ) -> Tensor | None:
-    """Run the chains of a kernel `name`, as `Mixture.chain`; `work` is what a step of an element costs in exponentials."""
+    """Run the chains of a kernel `name`, as `Mixture.chain`; `work`: exponentials as costly as a step of an element."""
     if (found := library(x)) is None:
         return None
     out = x.clone(memory_format=torch.contiguous_format)

@@ -73,7 +73,8 @@ static inline float exponential(float x) {
 /* Score of a Gaussian mixture at W points x [dim][W]: z_k = L_k^-1 (x - m_k), s = -sum_k softmax(...)_k L_k^-T z_k. */
 typedef struct { int n_components, full; const float *means, *inverse, *log_scale; } Mixture;
 
-static void mixture_score(const Source *source, u64 row, int n, const float *x, float *restrict work, float *restrict s) {
+static void mixture_score(const Source *source, u64 row, int n, const float *x, float *restrict work,
+                          float *restrict s) {
   const Mixture *m = source->constants;
   const int D = source->dim;
   float *joint = work, *z = work + (size_t)m->n_components * W;

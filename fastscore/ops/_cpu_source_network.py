@@ -86,7 +86,7 @@ static inline vf activate(vf z, int kind) {
   }
 }
 
-/* out [n_out][G] = phi(W h + b (+ shift)) (+ h) for one group of chains; h is [n_in][G], rows of shift are `rows` apart. */
+/* out [n_out][G] = phi(W h + b (+ shift)) (+ h) for one group of chains; h is [n_in][G], shift [n_out][rows]. */
 static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int kind, int residual, const float *shift,
                   u64 rows, vf *restrict out) {
   for (int m = 0; m < n_out; m += R) {

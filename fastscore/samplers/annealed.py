@@ -14,7 +14,7 @@ from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
-from fastscore.samplers.analytic import evaluate
+from fastscore.samplers.analytic import announce, evaluate, level
 from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, prepare
 
 
@@ -47,15 +47,17 @@ class AnnealedLangevin:
         """Step number k."""
         if (made := self.advance(state, k, 1)) is not None:
             return made
-        x, level = state.x, k // self.n_steps_each
-        score = self.score(x, self.sigmas[level])
-        a, t = as_tensor("step_size", self.step_sizes[level], x), as_tensor("temperature", self.temperature, x)
+        x, i = state.x, k // self.n_steps_each
+        score = self.score(x, self.sigmas[i])
+        a, t = as_tensor("step_size", self.step_sizes[i], x), as_tensor("temperature", self.temperature, x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
-        """Steps k to k + n - 1 in one launch on a GPU, where a kernel can run whole chains of this network."""
+        """Steps k to k + n - 1 at once, where a kernel can run whole chains of this network."""
         x = state.x
+        if x.device.type == "cpu" and self.dtype == torch.float32 and (moved := self._compiled(x, k, n)) is not None:
+            return LangevinState(moved)
         if not self.source.known:
             self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
         if (network := self.source.source) is None:
@@ -73,6 +75,22 @@ class AnnealedLangevin:
             clamp=self.clamp,
         )
         return None if made is None else LangevinState(made.x)
+
+    def _compiled(self, x: Tensor, k: int, n: int) -> Tensor | None:
+        """x after steps k to k + n - 1 in compiled code on a CPU, level by level."""
+        moved, last = x, k + n
+        while k < last:
+            found = k // self.n_steps_each
+            until = min(last, (found + 1) * self.n_steps_each)
+            if (network := level(self.score_fn, moved, self.sigmas[found])) is None:
+                return None
+            a = torch.full((until - k, 1), self.step_sizes[found])
+            t = torch.full((until - k, 1), self.temperature)
+            made = network.chain(moved, a, t, self.clamp, (self.seed, k, self.first_chain))
+            if made is None:
+                return None
+            moved, k = made, until
+        return moved
 
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """s(x, sigma), with sigma as `[B]`."""
@@ -180,6 +198,7 @@ def annealed_langevin_dynamics(
         first_chain=first_chain,
         dtype=x.dtype,
     )
+    announce(score_fn, x, torch.full((len(x),), levels[0], dtype=x.dtype, device=x.device), total)
     state, output = chain.run_chain(algorithm, x, run)
     if not denoise or return_trajectory:
         return output

@@ -1,0 +1,157 @@
+"""Networks in compiled code: as accurate as PyTorch, the same bits however a run is cut, current weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastscore
+from fastscore import noise
+from fastscore.networks import ScoreMLP
+from fastscore.ops import _cpu_build, _cpu_network
+from fastscore.reader import read
+from fastscore.samplers import analytic
+
+X = 2 * noise.normal((300, 3), seed=0, stream=5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    if _cpu_build.library(build=True) is None:
+        pytest.skip("no C compiler")
+
+
+class Wrapped(nn.Module):
+    """Residual layers of odd widths and a scale for every row, of a condition `[B, 1]`."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 37), nn.Linear(37, 37, bias=False), nn.Linear(37, 3)
+        self.map, self.activation = nn.Linear(1, 37), activation
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = self.activation(self.first(0.5 * x) + self.map(cond))
+        h = h + self.activation(self.second(h))
+        return self.last(h) * cond - 0.1 * x
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    kinds = {"silu": nn.SiLU(), "tanh": nn.Tanh(), "softplus": nn.Softplus(), "softsign": nn.Softsign()}
+    return Wrapped(kinds.get(name) or nn.GELU("tanh"))
+
+
+def packed(net: nn.Module, x: Tensor, *cond: Tensor) -> _cpu_network.Network:
+    found = analytic.compiled(net, x, *cond or (None,))
+    assert isinstance(found, _cpu_network.Network)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
+@pytest.mark.parametrize("name", ["silu", "tanh", "softplus", "gelu_tanh", "softsign"])
+def test_the_value_is_as_accurate_as_pytorchs(name: str, scale: float) -> None:
+    net, x = built(name), scale * X
+    cond = torch.linspace(0.5, 2, len(x)).unsqueeze(1)
+    found, plain = packed(net, x, cond).value(x), net(x, cond)
+    exact = net.double()(x.double(), cond.double())
+    errors = [(value - exact).norm() for value in (found, plain)]
+    assert found is not None and float(errors[0]) <= 2 * float(errors[1]) + 1e-7 * float(exact.norm())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [1, 5, 6, 64, 130])
+@pytest.mark.parametrize(("n", "dim"), [(1, 1), (17, 2), (64, 5), (65, 33)])
+def test_every_shape(n: int, dim: int, width: int) -> None:
+    torch.manual_seed(width)
+    net, x = ScoreMLP(dim, width, 1 + width % 3), torch.randn(n, dim)
+    found = read(net, x)
+    assert found is not None
+    made = _cpu_network.pack(found.mlp, x)
+    assert made is not None
+    torch.testing.assert_close(made.value(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_large_and_lost_preactivations() -> None:
+    for name in ("silu", "tanh", "softplus", "gelu_tanh", "softsign"):
+        net, cond = built(name), torch.ones(300, 1)
+        x = X.clone()
+        x[5], x[6], x[7] = 1e30, -1e30, torch.nan
+        found, plain = packed(net, x, cond).value(x), net(x, cond)
+        assert found is not None
+        assert torch.equal(found.isnan(), plain.isnan()) and bool(found[7].isnan().all())
+        torch.testing.assert_close(found[:7], plain[:7], rtol=1e-4, atol=1e-5)
+
+
+def run(net: nn.Module, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
+    return fastscore.langevin_dynamics(net, x, **{"step_size": 0.05, "n_steps": n_steps, "seed": 5} | options)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_chains_are_the_generic_ones(conditioned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = ScoreMLP(3, 40, 2, cond_dim=int(conditioned))
+    options: dict[str, Any] = {
+        "step_size": lambda k: 0.05 / (1 + k) * torch.ones(3),
+        "temperature": lambda k: 1.0 + k,
+        "clamp": (-6.0, 4.5),
+        "first_chain": 2**32 - 50,
+        "first_step": 17,
+    }
+    options |= {"cond": torch.linspace(0, 1, 300)} if conditioned else {}
+    found = run(net, X, **options)
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    torch.testing.assert_close(found, run(net, X, **options), rtol=2e-5, atol=2e-5)
+
+
+def test_chains_have_the_same_bits_however_they_are_cut() -> None:
+    torch.manual_seed(0)
+    net = ScoreMLP(3, 40, 2)
+    path = run(net, X, return_trajectory=True)
+    assert torch.equal(run(net, X), path[:, -1])
+    assert torch.equal(run(net, X, thin=7, burn_in=2, return_trajectory=True), path[:, 2:][:, 6::7])
+    assert torch.equal(run(net, path[:, 12], 17, first_step=13), path[:, -1])
+    parts = [run(net, part, first_chain=start) for part, start in zip(X.split([130, 170]), (0, 130), strict=True)]
+    assert torch.equal(torch.cat(parts), path[:, -1])
+
+
+def test_a_ladder_is_the_generic_one_and_may_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = ScoreMLP(3, 40, 2, cond_dim=1)
+
+    def ladder(x: Tensor, **options: Any) -> Any:
+        options = {"sigmas": [2.0, 1.0, 0.5], "n_steps_each": 5, "step_size": 0.05, "seed": 1} | options
+        return fastscore.annealed_langevin_dynamics(lambda x, sigma: net(x, sigma) / sigma[:, None], x, **options)
+
+    path = ladder(X, return_trajectory=True)
+    assert torch.equal(ladder(X, denoise=False), path[:, -1])
+    assert torch.equal(ladder(path[:, 6], denoise=False, first_step=7), path[:, -1])
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    torch.testing.assert_close(ladder(X, return_trajectory=True), path, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_may_change_between_steps() -> None:
+    torch.manual_seed(0)
+    net = ScoreMLP(3, 40, 2)
+    algorithm = fastscore.samplers.Langevin(net, step_size=0.05, seed=5)
+    state = algorithm.step(algorithm.init(X), 0)
+    for weight in net.parameters():
+        weight.data *= 1.5
+    found = algorithm.step(state, 1).x
+    assert torch.equal(found, run(net, state.x, 1, first_step=1))
+    with torch.no_grad():
+        score = net(state.x)
+    expected = fastscore.langevin_step(state.x, score, step_size=0.05, seed=5, step=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bad_chain_is_named() -> None:
+    torch.manual_seed(0)
+    net, x = ScoreMLP(3, 40, 2), X.clone()
+    x[70, 1] = torch.inf
+    with pytest.raises(fastscore.NonFiniteError, match="chain 75 is not finite after step 3"):
+        run(net, x, first_step=3, first_chain=5)
