@@ -65,13 +65,15 @@ def chain(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) 
     return lambda: {"x": sampler.sample(x=x, n_steps=settings["steps"])}
 
 
-def loss(kind: Any, **options: Any) -> Any:
+def loss(kind: Any, weight: float = 1.0, **options: Any) -> Any:
+    """A training step; `weight` brings the loss to the scale of everybody else's."""
+
     def build(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) -> Any:
         arrays = tensors(inputs, device)
         x = arrays.pop("x")
         model = network(arrays)
         criterion = kind(Energy(model, x.device), device=x.device, **options)
-        return training_step(model, lambda: criterion(x))
+        return training_step(model, lambda: weight * criterion(x))
 
     return build
 
@@ -81,5 +83,5 @@ BUILDERS = {
     ("energies", "torchebm, ScoreMatching"): loss(ScoreMatching),
     ("energies", "torchebm, ScoreMatching approx"): loss(ScoreMatching, hessian_method="approx"),
     ("energies", "torchebm, SlicedScoreMatching (5)"): loss(SlicedScoreMatching, n_projections=5),
-    ("energies", "torchebm, DenoisingScoreMatching"): loss(DenoisingScoreMatching, noise_scale=SIGMA),
+    ("energies", "torchebm, DenoisingScoreMatching"): loss(DenoisingScoreMatching, SIGMA**2, noise_scale=SIGMA),
 }
