@@ -116,7 +116,7 @@ def release(device: str) -> None:
 def table(result: dict[str, Any]) -> Iterable[str]:
     """Lines for a terminal."""
     base = result["rows"][result["base"]]["seconds_per_unit"]
-    yield f"\n{result['name']}: {result['base']} takes {1e9 * base:.3g} ns a {result['unit']}"
+    yield f"\n{result['name']}: {result['base']} takes {1e9 * base:.3g} ns per {result['unit']}"
     for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["ratio"]):
         rates = [
             f"{result[kind] / row['seconds_per_unit'] * 1e-9:.4g} G{letter}/s"

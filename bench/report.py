@@ -1,78 +1,201 @@
-"""The tables of the README, drawn from the committed results and from nothing else.
+"""The tables and the chart of the READMEs, made of the committed results and of nothing else.
 
-python -m bench.report          write them into README.md
-python -m bench.report --check  exit with status 1 if the README says something else
+python -m bench.report          write them into README.md, bench/README.md and docs/benchmark.svg
+python -m bench.report --check  exit with status 1 if any of them says something else
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+FOLDER = Path(__file__).parent / "results"
+CHART = ROOT / "docs" / "benchmark.svg"
 BEGIN, END = "<!-- figures: python -m bench.report -->", "<!-- end of figures -->"
+
+Results = dict[str, Any]
+
 TRAINING = {
-    "exact": "exact, fastscore",
-    "hutchinson": "Hutchinson, fastscore",
-    "sliced double backward": "Hutchinson, double backward",
-    "autograd loop": "exact, loop of `autograd.grad`",
-    "vmap(jacrev)": "exact, `vmap(jacrev)`",
-    "compiled vmap(jacrev)": "the same, `torch.compile`",
+    "exact, fastscore": ("fastscore, exact",),
+    "exact, `autograd.grad` loop": ("loop of autograd.grad",),
+    "exact, `vmap(jacrev)`": ("vmap(jacrev)",),
+    "the same, `torch.compile`": ("torch.compile of vmap(jacrev)",),
+    "exact, JAX `jacrev`": ("JAX, jacrev", "JAX, jacfwd of grad"),
+    "exact, closed form in JAX": ("JAX, closed form",),
+    "Hutchinson, fastscore": ("fastscore, Hutchinson",),
+    "Hutchinson, JAX `jvp`": ("JAX, Hutchinson by jvp",),
+    "Hutchinson, double backward": ("sliced score matching, double backward",),
+}
+SAMPLING = {
+    "fastscore": ("fastscore",),
+    "`torch.compile`": ("torch.compile", "torch.compile of torch.randn"),
+    "CUDA graph": ("CUDA graph of naive eager",),
+    "JAX": ("JAX, lax.scan", "JAX", "JAX, threefry"),
+    "torchebm": ("torchebm, LangevinDynamics",),
+    "blackjax": ("blackjax, overdamped Langevin",),
 }
 
 
-def tables(results: dict[str, Any]) -> str:
-    """The two tables, and the machine they were measured on."""
-    machine, cases = results["machine"], results["cases"]
-    training = {label: case for label, case in cases.items() if case["base"] == "denoising"}
-    sampling = {label: case for label, case in cases.items() if case["base"] == "naive eager"}
-    lines = [
+def newest(device: str, folder: Path = FOLDER) -> Results | None:
+    """The latest committed results of a device, None where there are none."""
+    found: list[Results] = [json.loads(path.read_text()) for path in folder.glob(f"{device}*.json")]
+    return max(found, key=lambda results: str(results["machine"]["date"]), default=None)
+
+
+def cells(row: dict[str, Any], columns: dict[str, Sequence[str]], inverse: bool) -> list[str]:
+    """The ratios of a case under the columns, empty where there is none; `inverse` as so many times as fast."""
+    found = []
+    for names in columns.values():
+        ratios = [row["rows"][name]["ratio"] for name in names if name in row["rows"]]
+        found.append(f"{1 / ratios[0] if inverse else ratios[0]:.2g}" if ratios else "")
+    return found
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table without the columns in which nothing stands."""
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+    lines = [[header[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def tables(results: Results) -> list[str]:
+    """The two tables of the README and the machine they were measured on."""
+    cases = [case for case in results["cases"] if case["headline"]]
+    training = [case for case in cases if case["family"] in ("divergence", "energies")]
+    sampling = [case for case in cases if case["family"] in ("chains", "steps", "noise")]
+    return [
         "**A training step**, time relative to an eager denoising step of the same network (lower is better; 1 is the",
         "price of denoising score matching):",
         "",
-        "| | " + " | ".join(TRAINING.values()) + " |",
-        "|---" * (len(TRAINING) + 1) + "|",
-    ]
-    for label, case in training.items():
-        cells = [f"{case['ratios'][name]:.2g}" if name in case["ratios"] else "" for name in TRAINING]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += [
+        *markdown(["", *TRAINING], [[case["name"], *cells(case, TRAINING, False)] for case in training]),
         "",
         "**Sampling**, how many times as fast as naive eager PyTorch (higher is better):",
         "",
-        "| | fastscore | torch.compile |",
-        "|---|---|---|",
-    ]
-    for label, case in sampling.items():
-        cells = [
-            f"{1 / case['ratios'][name]:.2g}" if name in case["ratios"] else ""
-            for name in ("fastscore", "torch.compile")
-        ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += [
+        *markdown(["", *SAMPLING], [[case["name"], *cells(case, SAMPLING, True)] for case in sampling]),
         "",
-        f"*{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}, {machine['date']}; "
-        "B rows, D dimensions, L hidden layers of 128. GPU: not measured yet.*",
+        f"*{described(results)}. B rows, D dimensions, L hidden layers of H; medians of interleaved rounds.*",
     ]
-    return "\n".join(lines)
+
+
+def described(results: Results) -> str:
+    """The machine, the versions, the date and the commit."""
+    m = results["machine"]
+    rivals = "".join(f", {name} {version}" for name, version in m["rivals"].items())
+    return f"{m['device']}, {m['threads']} threads, PyTorch {m['torch']}{rivals}, {m['date']}, commit {m['commit']}"
+
+
+def front(cpu: Results, gpu: Results | None) -> str:
+    """What the README shows."""
+    chart = "![Cost of exact score matching by dimension, and speed of sampling](docs/benchmark.svg)"
+    lines = [chart, "", *tables(cpu), ""]
+    return "\n".join(lines + (["On a GPU:", "", *tables(gpu)] if gpu else ["GPU: not measured yet."]))
+
+
+def lost(results: Results) -> Iterator[list[str]]:
+    """Every case and kind of work at which a rival is faster than fastscore: case, rival, how much."""
+    for case in results["cases"]:
+        for name, row in case["rows"].items():
+            ours = [r for n, r in case["rows"].items() if n in mine(name, row["law"])]
+            if ours and "fastscore" not in name and row["ratio"] < ours[0]["ratio"]:
+                yield [case["name"], name, f"{ours[0]['ratio'] / row['ratio']:.2g}"]
+
+
+def mine(name: str, law: str) -> tuple[str, ...]:
+    """Our providers that do the same work as a rival of that law; none for the yardstick."""
+    if law == "exact":
+        return ("fastscore", "fastscore, exact")
+    return {"hutchinson": ("fastscore, Hutchinson",), "sliced": ("fastscore, sliced (5)",)}.get(law, ())
+
+
+def everything(results: Results) -> Iterator[str]:
+    """All cases, one list a family, a line a case: every provider's ratio and its quartiles, the fastest first."""
+    for family in dict.fromkeys(case["family"] for case in results["cases"]):
+        cases = [case for case in results["cases"] if case["family"] == family]
+        yield from (f"### {cases[0]['title']}", "")
+        for case in cases:
+            base = case["rows"][case["base"]]["seconds_per_unit"]
+            rows = sorted(case["rows"].items(), key=lambda item: item[1]["ratio"])
+            found = [f"{name} {r['ratio']:.3g} [{', '.join(f'{q:.3g}' for q in r['spread'])}]" for name, r in rows]
+            found += [f"*refused*: {name} ({reason})" for name, reason in case["refused"].items()]
+            yield f"- **{case['name']}** ({case['base']}: {duration(base)} per {case['unit']}): {'; '.join(found)}"
+        yield ""
+
+
+def duration(seconds: float) -> str:
+    """Three digits in a unit that suits."""
+    scale, unit = next(
+        (s, u) for s, u in ((1, "s"), (1e3, "ms"), (1e6, "µs"), (1e9, "ns")) if seconds * s >= 1 or u == "ns"
+    )
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def not_run(results: Results) -> list[str]:
+    """Rivals with an error or another environment's lack, each once; sizes left out are not told."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for case in results["cases"]:
+        for name, reason in case["not_run"].items():
+            if not reason.startswith(("left out", "too ", "not for", "for CPUs")):
+                told.setdefault((name, " ".join(reason.split()).rstrip(".")), []).append(case["family"])
+    return [f"- {name}: {reason} ({', '.join(sorted(set(families)))})" for (name, reason), families in told.items()]
+
+
+def memory(results: Results) -> list[str]:
+    """Peak memory by B and by D."""
+    names = list(dict.fromkeys(name for point in results["memory"] for name in point["mebibytes"]))
+    rows = [
+        [f"B={p['B']} D={p['D']}", *(f"{p['mebibytes'][n]:.3g}" if n in p["mebibytes"] else "" for n in names)]
+        for p in results["memory"]
+    ]
+    return markdown(["MiB", *names], rows)
+
+
+def full(cpu: Results, gpu: Results | None) -> str:
+    """What bench/README.md shows."""
+    lines = []
+    for results in [cpu] + ([gpu] if gpu else []):
+        lines += [f"## {results['machine']['device']}", "", f"{described(results)}.", ""]
+        lines += [
+            "### Where fastscore loses",
+            "",
+            "How many times as fast as fastscore a rival is at the same work:",
+            "",
+        ]
+        lines += [*markdown(["", "rival", "times as fast"], list(lost(results))), ""]
+        lines += ["### Not run", "", *(not_run(results) or ["Nothing was left out."]), ""]
+        lines += ["### Peak memory of a training step above what was there (L=2, H=128)", "", *memory(results), ""]
+        lines += everything(results)
+    return "\n".join(lines + ([] if gpu else ["No GPU has been measured yet."])).rstrip()
+
+
+def replaced(path: Path, made: str) -> tuple[str, str]:
+    """The file's text, and what it ought to be."""
+    text = path.read_text()
+    before, rest = text.split(BEGIN)
+    return text, f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the tables into the README, or check that they are there."""
+    """Write the tables and the chart, or check that they are there."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if something would")
     check = parser.parse_args(argv).check
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    made = f"{before}{BEGIN}\n{tables(json.loads(RESULTS.read_text()))}\n{END}{after}"
+    cpu, gpu = newest("cpu"), newest("cuda")
+    assert cpu is not None
+    wrong = 0
+    for path, made in ((ROOT / "README.md", front(cpu, gpu)), (ROOT / "bench" / "README.md", full(cpu, gpu))):
+        text, wanted = replaced(path, made)
+        wrong += text != wanted
+        if not check:
+            path.write_text(wanted)
+    from bench import chart
+
     if check:
-        return int(made != text)
-    readme.write_text(made)
+        return int(wrong > 0 or chart.digest(cpu) not in CHART.read_text())
+    chart.draw(cpu, CHART)
     return 0
 
 

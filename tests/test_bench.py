@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import clock, compare, memory
+from bench import chart, clock, compare, memory, report
 from bench.families import chains, networks, noise, steps, training
 from bench.registry import NotRunError, Provider, WrongError, families
 from bench.rivals import Rivals, worker
@@ -207,3 +207,30 @@ def test_the_worker_builds_calls_and_times(tmp_path: Path) -> None:
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="reads Linux's /proc")
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert 0 <= memory.in_a_child(256, 2, "fastscore, exact") < 1000
+
+
+def test_losses_against_rivals_are_found_in_the_record() -> None:
+    def row(ratio: float, law: str) -> dict[str, object]:
+        return {"ratio": ratio, "law": law}
+
+    rows = {
+        "denoising, eager": row(1.0, "denoising"),
+        "fastscore, exact": row(2.0, "exact"),
+        "JAX, closed form": row(1.6, "exact"),
+        "vmap(jacrev)": row(5.0, "exact"),
+        "JAX, Hutchinson by jvp": row(1.1, "hutchinson"),
+        "fastscore, Hutchinson": row(1.0, "hutchinson"),
+    }
+    found = list(report.lost({"cases": [{"name": "case", "rows": rows}]}))
+    assert found == [["case", "JAX, closed form", "1.2"]]
+
+
+def test_the_chart_tells_which_figures_it_shows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = report.newest("cpu")
+    assert results is not None
+    path = tmp_path / "chart.svg"
+    chart.draw(results, path)
+    assert chart.digest(results) in path.read_text()
+    results["cases"][0]["rows"]["fastscore, exact"]["ratio"] += 0.1
+    assert chart.digest(results) not in path.read_text()
