@@ -19,7 +19,7 @@ from fastscore import _checks, checkpoint
 from fastscore.reference.activations import ACTIVATIONS, Activation
 from fastscore.reference.mlp import MLP
 
-_ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "elu", "celu", "selu")
+_ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "selu")
 _FREQUENCIES = tuple(0.25 * 2.0**k for k in range(7))  # 0.25 to 16: periods from 25 down to 0.4
 
 
@@ -149,7 +149,7 @@ class ScoreMLP(_MLP):
         dim: features of an event.
         width: units of a hidden layer.
         depth: hidden layers, at least 1.
-        activation: "silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign" or "sine".
+        activation: "silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine", "mish", "elu" or "sigmoid".
         cond_dim: features of the condition; 0 for none.
 
     Raises:

@@ -11,16 +11,18 @@ checked to be the same (`fastscore._reading.snapshot`): some 50 microseconds of 
 depend on x, an embedding of the condition for instance, is computed anew by ordinary torch, so gradients reach its
 parameters.
 
-Read: Linear layers (or `x @ W + b`) and the activations of `fastscore.reference.activations` in modules, functions,
-lambdas, partials and loops; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions concatenated or added;
-reshapes of the event; constant or per-row scales of x, of the output, and an added multiple of x; scales inside the
-network that are the same for all rows; weights computed from parameters (`torch.nn.utils.parametrizations`),
-`torch.func.functional_call` on ordinary tensors, tied and frozen parameters, checkpointing, dropout that is off.
+Read: Linear layers (or `x @ W + b`, `einsum`) and the activations of `fastscore.reference.activations` in modules,
+functions, lambdas, partials and loops, in place or not; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions
+concatenated or added, before or after the activations; reshapes of the event; constant or per-row scales of x, of the
+output, and an added multiple of x; scales and offsets feature by feature, `(x - mean) / std` say, that are the same
+for all rows; weights computed from parameters (`torch.nn.utils.parametrizations`), `torch.func.functional_call` on
+ordinary tensors, tied and frozen parameters, checkpointing, dropout that is off.
 
-Declined: other operations on x, fewer than one hidden layer, dropout that is on and other random numbers, hooks,
-autocast, Python values read from tensors, in-place writes, custom autograd Functions, TorchScript, `torch.compile`d
-or distributed modules, tensor subclasses. Inside `torch.func` transforms and `torch.compile` nothing can be recorded:
-there `ScoreMLP`, `EnergyMLP` and `EnergyMLP.score` are read from their layers, and everything else is declined.
+Declined: other operations on x (piecewise linear activations among them), fewer than one hidden layer, dropout that is
+on and other random numbers, hooks, autocast, Python values read from tensors, other in-place writes, custom autograd
+Functions, TorchScript, `torch.compile`d or distributed modules, tensor subclasses. Inside `torch.func` transforms and
+`torch.compile` nothing can be recorded: there `ScoreMLP`, `EnergyMLP` and `EnergyMLP.score` are read from their layers,
+and everything else is declined.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def test_layers_that_forward_mode_gets_wrong_or_refuses(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("operation", "method"),
-    [(torch.tanh, "forward-laplacian"), (F.mish, "exact-jvp"), (Cube.apply, "exact-vjp")],
+    [(torch.tanh, "forward-laplacian"), (F.tanhshrink, "exact-jvp"), (Cube.apply, "exact-vjp")],
     ids=["recognised", "jvp", "vjp"],
 )
 @pytest.mark.parametrize("column", [False, True])

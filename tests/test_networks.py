@@ -140,7 +140,7 @@ def test_seed_state_dict_and_copy():
     assert {name.split(".")[0] for name in a.state_dict()} == {"layers", "condition"}
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "selu"])
 @pytest.mark.parametrize("kind", [ScoreMLP, EnergyMLP])
 def test_activations_without_a_second_derivative_are_refused(kind, name):
     with pytest.raises(ValueError, match=rf"(?s){name}.*second derivative.*'silu'.*'tanh'"):

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from fastscore._reading.record import Call, Recorder
-from fastscore._reading.symbols import OPAQUE, Affine, Input, Ref, Scale, Symbol
+from fastscore._reading.symbols import OPAQUE, Affine, Gate, Hidden, Input, Moved, Ref, Scale, Symbol
 
 
 def times(recorder: Recorder, a: Scale, b: Scale) -> Scale:
@@ -22,6 +24,11 @@ def times(recorder: Recorder, a: Scale, b: Scale) -> Scale:
 def plus(recorder: Recorder, a: Scale, b: Scale) -> Scale:
     """The sum of two factors, neither None."""
     return a + b if isinstance(a, float) and isinstance(b, float) else recorder.emit(torch.add, a, b)
+
+
+def two(call: Call) -> tuple[Any, ...] | None:
+    """The two operands of an elementwise operation without options, or None."""
+    return (call.args[0], call.args[1]) if len(call.args) == 2 and not call.keywords else None
 
 
 def number(value: object) -> bool:
@@ -40,14 +47,86 @@ def factor(call: Call, given: Any, value: Any) -> Scale:
     return call.recorder.emit(torch.reshape, given, (-1, 1)) if single or rowwise else None
 
 
+def features(call: Call, given: Ref, value: Any) -> Ref | None:
+    """A value to add to, or multiply, each feature of the result: `[B, D]`, or `[1, D]` for one that all rows share."""
+    event, batched = call.result.shape[1:], value.dim() == call.result.dim()
+    if not value.dtype.is_floating_point or value.dim() > call.result.dim():
+        return None
+    return call.recorder.emit(_flat, given, tuple(event), batched)
+
+
+def shared(recorder: Recorder, factor: Ref | float) -> bool:
+    """Whether a factor or an offset is the same for all rows."""
+    return not isinstance(factor, Ref) or recorder.values[factor.index].shape[0] == 1
+
+
+def _flat(value: Tensor, event: tuple[int, ...], batched: bool) -> Tensor:
+    return value.expand(len(value) if batched else 1, *event).flatten(1)
+
+
 def scaled(recorder: Recorder, symbol: Any, by: Scale) -> Symbol:
-    """`by * value` of an input or an affine value."""
+    """`by * value` of a factor that is a number or one per row."""
     if by is not None and isinstance(symbol, Input):
         return Input(times(recorder, symbol.scale, by))
     if by is not None and isinstance(symbol, Affine):
         skip = None if symbol.skip is None else times(recorder, symbol.skip, by)
         return replace(symbol, scale=times(recorder, symbol.scale, by), skip=skip)
-    return OPAQUE
+    if by is None or not isinstance(symbol, (Hidden, Moved)):
+        return OPAQUE
+    if isinstance(symbol, Moved) and isinstance(symbol.base, Input):
+        offsets = tuple(_product(recorder, offset, by) for offset in symbol.offsets)
+        return Moved(Input(times(recorder, symbol.base.scale, by)), symbol.gain, offsets)
+    return stretched(recorder, symbol, by) if shared(recorder, by) else OPAQUE
+
+
+def stretched(recorder: Recorder, symbol: Any, by: Ref | float) -> Symbol:
+    """`by * value` of a factor for each feature, the same for all rows."""
+    if isinstance(symbol, Affine):
+        if symbol.skip is not None:
+            return OPAQUE
+        weight = recorder.emit(_rows_times, symbol.weight, by)
+        bias = None if symbol.bias is None else recorder.emit(_rows_times, symbol.bias, by)
+        return replace(symbol, weight=weight, bias=bias, shifts=tuple(_product(recorder, u, by) for u in symbol.shifts))
+    moved = symbol if isinstance(symbol, Moved) else Moved(symbol)
+    gain = by if moved.gain is None else _product(recorder, moved.gain, by)
+    return Moved(moved.base, gain, tuple(_product(recorder, offset, by) for offset in moved.offsets))
+
+
+def _product(recorder: Recorder, a: Ref | float, b: Ref | float) -> Ref | float:
+    return a * b if isinstance(a, float) and isinstance(b, float) else recorder.emit(torch.mul, a, b)
+
+
+def _rows_times(value: Tensor, by: Tensor) -> Tensor:
+    """The rows of a weight, or the entries of a bias, times `by` `[1, rows]`."""
+    return value * (by.t() if value.dim() == 2 else by[0])
+
+
+def opened(recorder: Recorder, symbol: Any) -> Any:
+    """A sigmoid that is no gate, as hidden values; anything else as it is."""
+    z = plain(recorder, symbol.z) if isinstance(symbol, Gate) else None
+    return symbol if z is None else Hidden(z, "sigmoid")
+
+
+def absorbed(recorder: Recorder, moved: Moved, weight: Ref) -> tuple[Ref, tuple[Ref, ...], tuple[Ref, ...]]:
+    """A layer's weight on the base of what moved, and what the offsets add: to its bias, and to each row."""
+    biases, shifts = [], []
+    for offset in moved.offsets:
+        if not isinstance(offset, Ref):
+            biases.append(recorder.emit(_row_sums, weight, offset))
+        elif shared(recorder, offset):
+            biases.append(recorder.emit(_shared_product, offset, weight))
+        else:
+            shifts.append(recorder.emit(F.linear, offset, weight))
+    weight = weight if moved.gain is None else recorder.emit(torch.mul, weight, moved.gain)
+    return weight, tuple(biases), tuple(shifts)
+
+
+def _row_sums(weight: Tensor, offset: float) -> Tensor:
+    return weight.sum(1) * offset
+
+
+def _shared_product(offset: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(offset[0], weight)
 
 
 def plain(recorder: Recorder, z: Affine) -> Affine | None:

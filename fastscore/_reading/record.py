@@ -146,9 +146,11 @@ class Recorder(TorchFunctionMode):
             self.decline("autocast")
         tensors = list(tensors_in((args, keywords)))
         symbols = [self.symbol(tensor) for tensor in tensors]
+        given = pytree.tree_map_only(Tensor, self.symbol, (args, keywords))
         result = func(*args, **keywords)
         if any(tensor._version != self._symbols[id(tensor)][1] for tensor in tensors):
-            self.decline(f"{name} writes in place")
+            self._overwrite(func, name, args, given, result)
+            return result
         if name in _SIZES or name in _METADATA:
             self.sized |= name in _SIZES and not self.trusted
             return result
@@ -161,7 +163,7 @@ class Recorder(TorchFunctionMode):
             args, keywords = pytree.tree_map_only(Tensor, self._template, (args, keywords))
             self._note(func, name, args, keywords, result)
         elif any(dependent):
-            symbol = self._follow(func, args, keywords, result)
+            symbol = self._follow(func, args, given, result)
             if symbol is OPAQUE and self.lost is None:
                 self.lost = name
             for output in outputs:
@@ -171,14 +173,26 @@ class Recorder(TorchFunctionMode):
             self._note(func, name, args, keywords, result)
         return result
 
-    def _follow(self, func: Callable[..., Any], args: Any, keywords: dict[str, Any], result: Any) -> Symbol:
+    def _overwrite(self, func: Callable[..., Any], name: str, args: Any, given: Any, result: Any) -> None:
+        """An operation that writes its result over its first argument, a value that depends on x.
+
+        Views of that value, and values of which it is a view, share its version and are declined when they are used.
+        """
+        changed = [t for t in tensors_in(args) if t._version != self._symbols[id(t)][1]]
+        symbol: Symbol = OPAQUE
+        if len(changed) == 1 and changed[0] is result and result is args[0] and not isinstance(given[0][0], Ref):
+            symbol = self._follow(func, args, given, result)
+        if symbol is OPAQUE:
+            self.decline(f"{name} writes in place")
+        self.put(result, symbol)
+
+    def _follow(self, func: Callable[..., Any], args: Any, given: Any, result: Any) -> Symbol:
         """What an operation makes of x."""
         rule = self.rules.get(func)
         if rule is None or not isinstance(result, Tensor):
             return OPAQUE
         if result.dtype != self.x.dtype or result.device != self.x.device or not result.requires_grad:
             return OPAQUE
-        given = pytree.tree_map_only(Tensor, self.symbol, (args, keywords))
         if any(isinstance(leaf, Opaque) for leaf in pytree.tree_leaves(given)):
             return OPAQUE
         try:

@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastscore._reading.algebra import factor, number, plain, plus, scaled
+from fastscore._reading import linear
+from fastscore._reading.algebra import factor, features, number, opened, plain, plus, scaled, shared, stretched, two
 from fastscore._reading.record import Call, Recorder, Rules
-from fastscore._reading.symbols import OPAQUE, Affine, Cat, Gate, Hidden, Input, Ref, Symbol
-
-
-def _two(call: Call) -> tuple[Any, ...] | None:
-    """The two operands of an elementwise operation without options, or None."""
-    return (call.args[0], call.args[1]) if len(call.args) == 2 and not call.keywords else None
+from fastscore._reading.symbols import OPAQUE, Affine, Gate, Hidden, Input, Moved, Ref, Symbol
 
 
 def _mul(call: Call) -> Symbol:
-    operands = _two(call)
+    operands = two(call)
     if operands is None:
         return OPAQUE
     for (a, b), position in ((operands, 1), (operands[::-1], 0)):
@@ -34,17 +30,31 @@ def _mul(call: Call) -> Symbol:
         if isinstance(b, (Ref, int, float)):
             if call.result.shape != call.tensors[1 - position].shape:
                 return OPAQUE
-            return scaled(call.recorder, a, factor(call, b, call.tensors[position]))
+            return _times(call, a, b, call.tensors[position], inverse=False)
     return OPAQUE
 
 
+def _times(call: Call, symbol: Any, given: Any, value: Any, inverse: bool) -> Symbol:
+    """A value times, or over, a number, a number per row, or one per feature."""
+    symbol, by = opened(call.recorder, symbol), factor(call, given, value)
+    vector = features(call, given, value) if by is None and isinstance(given, Ref) else None
+    if inverse:
+        by, vector = _reciprocal(call, by), _reciprocal(call, vector)
+    if vector is None:
+        return scaled(call.recorder, symbol, by)
+    known = isinstance(symbol, (Input, Hidden, Moved, Affine)) and shared(call.recorder, vector)
+    return stretched(call.recorder, symbol, vector) if known else OPAQUE
+
+
+def _reciprocal(call: Call, by: Any) -> Any:
+    return 1 / by if isinstance(by, float) else by if by is None else call.recorder.emit(torch.reciprocal, by)
+
+
 def _div(call: Call) -> Symbol:
-    operands = _two(call)
+    operands = two(call)
     if operands is None or call.result.shape != call.tensors[0].shape:
         return OPAQUE
-    by = factor(call, operands[1], call.tensors[1])
-    inverse = 1 / by if isinstance(by, float) else by if by is None else call.recorder.emit(torch.reciprocal, by)
-    return scaled(call.recorder, operands[0], inverse)
+    return _times(call, operands[0], operands[1], call.tensors[1], inverse=True)
 
 
 def _neg(call: Call) -> Symbol:
@@ -52,16 +62,16 @@ def _neg(call: Call) -> Symbol:
 
 
 def _add(call: Call) -> Symbol:
-    operands = _two(call)
+    operands = two(call)
     return OPAQUE if operands is None else _sum(call, *operands)
 
 
 def _sub(call: Call) -> Symbol:
-    return _difference(call, _two(call))
+    return _difference(call, two(call))
 
 
 def _rsub(call: Call) -> Symbol:
-    operands = _two(call)
+    operands = two(call)
     return _difference(call, operands and operands[::-1])
 
 
@@ -77,87 +87,51 @@ def _negated(recorder: Recorder, value: Any) -> Any:
 
 def _sum(call: Call, a: Any, b: Any) -> Symbol:
     recorder, result = call.recorder, call.result
+    a, b = opened(recorder, a), opened(recorder, b)
     if isinstance(a, (Ref, int, float)) or (isinstance(a, Input) and isinstance(b, Affine)):
         a, b = b, a
     if not all(t.shape == result.shape for t, s in zip(call.tensors, call.args, strict=True) if not _constant(s)):
         return OPAQUE
     if isinstance(a, Affine) and _constant(b):
-        z = plain(recorder, a) if a.skip is None else None
-        if z is None or not (number(b) or (isinstance(b, Ref) and result.dim() == 2)):
+        z, offset = plain(recorder, a) if a.skip is None else None, _offset(call, b)
+        if z is None or offset is None:
             return OPAQUE
-        if isinstance(b, Ref) and recorder.values[b.index].shape == result.shape[1:]:
+        if isinstance(b, Ref) and result.dim() == 2 and recorder.values[b.index].shape == result.shape[1:]:
             return replace(z, bias=b if z.bias is None else recorder.emit(torch.add, z.bias, b))
-        return replace(z, shifts=(*z.shifts, b if isinstance(b, Ref) else float(b)))
+        return replace(z, shifts=(*z.shifts, offset))
+    if isinstance(a, (Input, Hidden, Moved)) and _constant(b):
+        offset, moved = _offset(call, b), a if isinstance(a, Moved) else Moved(a)
+        return OPAQUE if offset is None else replace(moved, offsets=(*moved.offsets, offset))
     if isinstance(a, Affine) and isinstance(b, Input):
         skip = 1.0 if b.scale is None else b.scale
         return replace(a, skip=skip if a.skip is None else plus(recorder, a.skip, skip))
     if isinstance(a, Input) and isinstance(b, Input):
         one, other = (1.0 if value.scale is None else value.scale for value in (a, b))
         return Input(plus(recorder, one, other))
-    if isinstance(a, Hidden) and isinstance(b, Hidden):
-        for h, below in ((a, b), (b, a)):
-            if h.z.base is below and not h.residual:
-                return replace(h, residual=True)
+    return _residual(a, b)
+
+
+def _residual(a: Any, b: Any) -> Symbol:
+    """`phi(z) + h`, z computed from h; both may have been multiplied by one factor, and moved."""
+    one, other = (Moved(symbol) if isinstance(symbol, Hidden) else symbol for symbol in (a, b))
+    if not (isinstance(one, Moved) and isinstance(other, Moved)) or one.gain != other.gain:
+        return OPAQUE
+    for h, below in ((one.base, other.base), (other.base, one.base)):
+        if isinstance(h, Hidden) and h.z.base is below and isinstance(below, Hidden) and not h.residual:
+            added, offsets = replace(h, residual=True), (*one.offsets, *other.offsets)
+            return Moved(added, one.gain, offsets) if offsets or one.gain is not None else added
     return OPAQUE
+
+
+def _offset(call: Call, given: Any) -> Ref | float | None:
+    """What is added to each feature, the same for all rows or not; None where it is neither."""
+    if isinstance(given, Ref):
+        return features(call, given, call.recorder.values[given.index])
+    return float(given) if number(given) else None
 
 
 def _constant(value: object) -> bool:
     return isinstance(value, (Ref, int, float))
-
-
-def _linear(call: Call) -> Symbol:
-    given = [*call.args, *(call.keywords.get(name) for name in ("input", "weight", "bias") if name in call.keywords)]
-    h, weight, bias = [*given, None][:3]
-    if not isinstance(weight, Ref) or not (bias is None or isinstance(bias, Ref)):
-        return OPAQUE
-    return _affine(call, h, call.tensors[0] if call.tensors else None, weight, bias)
-
-
-def _affine(call: Call, h: Any, value: Tensor | None, weight: Ref, bias: Ref | None) -> Symbol:
-    """`W h + b` of an input, hidden values, or either beside values that do not depend on x."""
-    matrix = call.recorder.values[weight.index]
-    if value is None or matrix.dim() != 2 or value.shape[1:].numel() != value.shape[-1] or value.dim() < 2:
-        return OPAQUE
-    if isinstance(h, (Input, Hidden)):
-        return Affine(h, weight, bias)
-    if not isinstance(h, Cat):
-        return OPAQUE
-    start, shifts, base, columns = 0, [], None, weight
-    for part, width in h.parts:
-        block = call.recorder.emit(torch.narrow, weight, 1, start, width)
-        start += width
-        if isinstance(part, Ref):
-            shifts.append(call.recorder.emit(F.linear, part, block))
-        else:
-            base, columns = part, block
-    return OPAQUE if base is None else Affine(base, columns, bias, tuple(shifts))
-
-
-def _matmul(call: Call) -> Symbol:
-    operands = _two(call)
-    if operands is None or not isinstance(operands[1], Ref) or call.tensors[1].dim() != 2:
-        return OPAQUE
-    return _affine(call, operands[0], call.tensors[0], call.recorder.emit(torch.t, operands[1]), None)
-
-
-def _addmm(call: Call) -> Symbol:
-    bias, h, weight = call.args
-    if call.keywords or not (isinstance(bias, Ref) and isinstance(weight, Ref)) or call.tensors[0].dim() != 1:
-        return OPAQUE
-    return _affine(call, h, call.tensors[1], call.recorder.emit(torch.t, weight), bias)
-
-
-def _cat(call: Call) -> Symbol:
-    parts = call.args[0]
-    dim = call.args[1] if len(call.args) > 1 else call.keywords.get("dim", 0)
-    tensors = call.tensors[0]
-    if call.result.dim() != 2 or dim not in (-1, 1) or any(t.dtype != call.result.dtype for t in tensors):
-        return OPAQUE
-    if sum(not isinstance(part, Ref) for part in parts) != 1:
-        return OPAQUE
-    if not all(isinstance(part, (Ref, Input, Hidden)) for part in parts):
-        return OPAQUE
-    return Cat(tuple((part, tensor.shape[1]) for part, tensor in zip(parts, tensors, strict=True)))
 
 
 def _activated(call: Call, z: Any, name: str) -> Symbol:
@@ -176,6 +150,18 @@ def _activation(name: str, **wanted: tuple[int, object]) -> Callable[[Call], Sym
         return _activated(call, call.args[0] if call.args else call.keywords["input"], name)
 
     return rule
+
+
+def _softplus(call: Call) -> Symbol:
+    """`log(1 + e^(beta z)) / beta`, with torch's own threshold."""
+    named = {**dict(zip(("input", "beta", "threshold"), call.args, strict=False)), **call.keywords}
+    z, beta, threshold = named["input"], named.get("beta", 1), named.get("threshold", 20)
+    if threshold != 20 or not number(beta) or beta == 0:
+        return OPAQUE
+    if beta == 1:
+        return _activated(call, z, "softplus")
+    recorder = call.recorder
+    return scaled(recorder, _activated(call, scaled(recorder, z, float(beta)), "softplus"), 1 / beta)
 
 
 def _gelu(call: Call) -> Symbol:
@@ -221,23 +207,26 @@ def _methods(*names: str) -> list[Callable[..., Any]]:
 RULES: Rules = {
     function: rule
     for rule, functions in (
-        (_linear, [F.linear]),
-        (_matmul, _methods("matmul", "mm", "__matmul__")),
-        (_addmm, _methods("addmm")),
-        (_cat, _methods("cat", "concat", "concatenate")),
-        (_mul, _methods("mul", "multiply", "__mul__", "__rmul__")),
-        (_div, _methods("div", "divide", "true_divide", "__truediv__")),
-        (_neg, _methods("neg", "negative", "__neg__")),
-        (_add, _methods("add", "__add__", "__radd__")),
-        (_sub, _methods("sub", "subtract", "__sub__")),
+        (linear.linear, [F.linear]),
+        (linear.matmul, _methods("matmul", "mm", "__matmul__")),
+        (linear.addmm, _methods("addmm")),
+        (linear.cat, _methods("cat", "concat", "concatenate")),
+        (_mul, _methods("mul", "multiply", "__mul__", "__rmul__", "mul_", "__imul__")),
+        (_div, _methods("div", "divide", "true_divide", "__truediv__", "div_", "__itruediv__")),
+        (_neg, _methods("neg", "negative", "__neg__", "neg_")),
+        (_add, _methods("add", "__add__", "__radd__", "add_", "__iadd__")),
+        (_sub, _methods("sub", "subtract", "__sub__", "sub_", "__isub__")),
         (_rsub, [Tensor.__rsub__]),
-        (_sigmoid, [*_methods("sigmoid"), torch.special.expit]),
+        (_sigmoid, [*_methods("sigmoid", "sigmoid_"), torch.special.expit]),
         (_activation("silu"), [F.silu]),
-        (_activation("softplus", beta=(1, 1), threshold=(2, 20)), [F.softplus]),
-        (_activation("tanh"), _methods("tanh")),
+        (_softplus, [F.softplus]),
+        (_activation("mish"), [F.mish]),
+        (_activation("elu", alpha=(1, 1.0)), [F.elu, F.celu]),
+        (linear.einsum, [torch.einsum]),
+        (_activation("tanh"), _methods("tanh", "tanh_")),
         (_gelu, [F.gelu]),
         (_activation("softsign"), [F.softsign]),
-        (_activation("sine"), _methods("sin")),
+        (_activation("sine"), _methods("sin", "sin_")),
         (_same, _methods("view", "reshape", "flatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "unflatten")),
         (_same, _methods("contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as")),
         (_getitem, [Tensor.__getitem__]),

@@ -56,10 +56,22 @@ class Hidden:
 
 
 @dataclass(frozen=True, eq=False)
+class Moved:
+    """`gain * base + offsets`, feature by feature, which the next linear layer takes into its weights.
+
+    A gain is a number or `[1, D]`; an offset is a number, `[1, D]` or `[B, D]`.
+    """
+
+    base: Input | Hidden
+    gain: Ref | float | None = None
+    offsets: tuple[Ref | float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Cat:
     """Features side by side: one part depends on x, the others do not. Each part comes with its width."""
 
-    parts: tuple[tuple[Input | Hidden | Ref, int], ...] = field(default=())
+    parts: tuple[tuple[Input | Hidden | Moved | Ref, int], ...] = field(default=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,4 +87,4 @@ class Opaque:
 
 
 OPAQUE = Opaque()
-Symbol = Input | Affine | Gate | Hidden | Cat | Descent | Opaque
+Symbol = Input | Affine | Gate | Hidden | Moved | Cat | Descent | Opaque

@@ -167,6 +167,47 @@ def _sine(z: Tensor, order: int) -> tuple[Tensor, ...]:
     return (sine, cosine, -sine, -cosine)[: order + 1]
 
 
+def _mish(z: Tensor, order: int) -> tuple[Tensor, ...]:
+    """`z t` with `t = tanh(softplus z)`: `t + z t'`, `2 t' + z t''`, `3 t'' + z t'''`.
+
+    With the sigmoids `s` and `c = 1 - s`, `1 + e^z = 1 / c`, so `t = s (1 + c) / (1 + c^2)` and
+    `w = 1 - t^2 = (2 c / (1 + c^2))^2` without a cancellation; then `t' = w s`, `t'' = w g`, `g = s c - 2 t s^2`, and
+    `t''' = w (s c (c - s) - 2 w s^3 - 4 t s^2 c - 2 t s g)`.
+    """
+    s, c = torch.sigmoid(z), torch.sigmoid(-z)
+    q = 1 / (1 + c * c)
+    t = s * (1 + c) * q
+    root = 2 * c * q
+    w = root * root
+    t1 = w * s
+    out = [z * t, t + z * t1]
+    if order >= 2:
+        g = s * (c - 2 * t * s)
+        t2 = w * g
+        out.append(2 * t1 + z * t2)
+        if order >= 3:
+            t3 = w * (s * (c * (c - s) - 2 * t1 * s - 4 * t * s * c) - 2 * t * s * g)
+            out.append(3 * t2 + z * t3)
+    return tuple(out)
+
+
+def _elu(z: Tensor, order: int) -> tuple[Tensor, ...]:
+    """`z` above 0, else `e^z - 1`, whose derivatives are all `e^z`.
+
+    The second derivative jumps from 1 to 0 at 0, where this gives the latter, as autograd does.
+    """
+    e, right = torch.exp(z.clamp(max=0)), z >= 0
+    bent = torch.where(right, 0, e)
+    return (F.elu(z), torch.where(right, 1, e), bent, bent)[: order + 1]
+
+
+def _sigmoid(z: Tensor, order: int) -> tuple[Tensor, ...]:
+    """`s = 1 / (1 + e^-z)`, and with `c = 1 - s`: `s c`, `s c (c - s)`, `s c (1 - 6 s c)`."""
+    s, c = torch.sigmoid(z), torch.sigmoid(-z)
+    p = s * c
+    return (s, p, p * (c - s), p * (1 - 6 * p))[: order + 1]
+
+
 def _tanh_approximated_gelu(z: Tensor) -> Tensor:
     return F.gelu(z, approximate="tanh")
 
@@ -181,5 +222,8 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("gelu_tanh", _tanh_approximated_gelu, _gelu_tanh),
         Activation("softsign", F.softsign, _softsign),
         Activation("sine", torch.sin, _sine),
+        Activation("mish", F.mish, _mish),
+        Activation("elu", F.elu, _elu),
+        Activation("sigmoid", torch.sigmoid, _sigmoid),
     )
 }

@@ -21,6 +21,9 @@ LIMITS = {
     "gelu": ((1, 1, 0, 0), (0, 0, 0, 0)),
     "gelu_tanh": ((1, 1, 0, 0), (0, 0, 0, 0)),
     "softsign": ((0, 0, 0, 0), (0, 0, 0, 0)),
+    "mish": ((1, 1, 0, 0), (0, 0, 0, 0)),
+    "elu": ((1, 1, 0, 0), (0, 0, 0, 0)),
+    "sigmoid": ((0, 0, 0, 0), (0, 0, 0, 0)),
 }
 
 
@@ -62,6 +65,9 @@ def test_known_values():
         "sine": (math.sin(1), math.cos(1), -math.sin(1), -math.cos(1)),
         "tanh": (math.tanh(1), 1 - math.tanh(1) ** 2),
         "softsign": (1 / 2, 1 / 4, -1 / 4, 3 / 8),
+        "mish": (math.tanh(math.log(1 + math.e)),),
+        "sigmoid": (s, s * (1 - s), s * (1 - s) * (1 - 2 * s)),
+        "elu": (1, 1, 0, 0),
     }
     for name, values in expected.items():
         got = ACTIVATIONS[name].derivatives(one, len(values) - 1)
@@ -134,6 +140,12 @@ def test_softsign_takes_the_middle_of_its_jump():
     phi, first, second, third = ACTIVATIONS["softsign"].derivatives(zero, 3)
     assert (phi.item(), first.item(), second.item(), third.item()) == (0, 1, 0, 6)
     assert by_autograd("softsign", zero, 2)[2].item() == 0
+
+
+def test_elu_takes_the_right_of_its_jump():
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert [v.item() for v in ACTIVATIONS["elu"].derivatives(zero, 3)] == [0, 1, 0, 0]
+    assert [v.item() for v in by_autograd("elu", zero, 2)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("order", [-1, 4])
