@@ -202,7 +202,7 @@ def observe(t: float, v: Tensor, s: Tensor) -> dict[str, float]:
 
 
 def speeds(t: float, v: Tensor) -> dict[str, Any]:
-    """The density at time t from a histogram of |v|^2, at the middles of its bins, and the exact one beside it."""
+    """The density at time t from a histogram of speeds |v|, at the middles of its bins, and the exact one beside it."""
     edges = torch.linspace(0, 4, 33, dtype=torch.float64)
     counts = torch.histogram(v.norm(dim=1), edges).hist
     found = counts / (len(v) * math.pi * edges.square().diff())

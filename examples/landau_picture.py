@@ -33,18 +33,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.plot(times[::5], history["entropy"][::5], "s", ms=4, color=colours[1], label="entropy, particles")
     right.set_ylabel("mean of log f")
     handles = [*moments.get_lines(), *right.get_lines()]
-    moments.legend(handles, [str(line.get_label()) for line in handles], frameon=False, loc="center right")
+    moments.legend(handles, [str(line.get_label()) for line in handles], frameon=False, loc=(0.5, 0.3), fontsize=8)
 
     errors.plot(times, history["score_error"], color=colours[0], label="score s")
     errors.plot(times, history["velocity_error"], color=colours[1], label="velocity U")
-    errors.set(xlabel="t", ylabel="relative error, root mean square", title="Learned score against the exact one")
+    particles = f"{solution['settings']['particles']:,} particles"
+    errors.set(xlabel="t", ylabel="relative error, root mean square", title=f"Against the exact solution: {particles}")
     errors.set_ylim(bottom=0)
 
     seconds = timing["seconds_per_step"]
     bars = cost.barh(list(seconds), [1e3 * s for s in seconds.values()], color=[colours[0], colours[2], colours[2]])
     cost.bar_label(bars, fmt="%.0f ms", padding=3)
     cost.invert_yaxis()
-    cost.margins(x=0.15)
+    cost.set_xlim(0, 1.2e3 * max(seconds.values()))
     where = (
         f"{timing['particles']:,} particles, {timing['machine']['processor']}, {timing['machine']['threads']} threads"
     )
