@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import clock, compare, memory
-from bench.registry import Case, Family, families
+from bench.registry import Case, Family, families, quoted
 from bench.rivals import Rivals
 
 MINUTES = {"cpu": 10.0, "cuda": 4.0}
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = options.device
     budget = compare.Budget(options.budget or 60 * MINUTES[device], options.quick)
-    rivals = Rivals()
+    rivals, begun = Rivals(), time.monotonic()
     machine = clock.machine(device)
     results: list[dict[str, Any]] = []
     left: list[str] = []
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             results.append(compare.compare(family, case, device, rivals, budget.race(case)))
         except Exception as error:  # one case must not take the others with it
-            failed[case.name] = f"{type(error).__name__}: {error}"[:300]
+            failed[case.name] = quoted(error)
             print(f"\n{case.name}: {failed[case.name]}", flush=True)
             continue
         print("\n".join(compare.table(results[-1])), flush=True)
@@ -47,13 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     if (not options.only or options.only in "memory") and not budget.spent:
         peaks = list(memory.measure(device, options.quick))
         print("\n".join(memory.table(peaks)))
-    machine["rivals"] = rivals.packages
+    machine |= {"rivals": rivals.packages, "minutes": round((time.monotonic() - begun) / 60, 1)}
     rivals.close()
     path = options.out or default_path(machine, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine, "cases": results, "memory": peaks, "not_reached": left, "failed": failed}
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{len(results)} cases in {path}" + (f"; no time for {', '.join(left)}" if left else ""))
+    print(
+        f"\n{len(results)} cases in {machine['minutes']} minutes, recorded in {path}"
+        + (f"; no time for {', '.join(left)}" if left else "")
+    )
     return int(bool(failed))
 
 

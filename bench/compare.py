@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench import clock
-from bench.registry import Arrays, Call, Case, Family, NotRunError, Provider, WrongError
+from bench.registry import Arrays, Call, Case, Family, NotRunError, Provider, WrongError, quoted
 from bench.rivals import Rivals
 
 Turns = dict[str, Callable[[], float]]
@@ -41,7 +41,7 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
         except NotRunError as error:
             not_run[name] = str(error)
         except Exception as error:  # of torch.compile, mostly: what it says is a result, too
-            not_run[name] = f"{type(error).__name__}: {error}"[:300]
+            not_run[name] = quoted(error)
     if family.base not in turns:
         raise RuntimeError(f"{case.name}: no {family.base}: {refused | not_run}")
     rows = clock.compare(clock.race(turns, seconds), family.base)

@@ -8,6 +8,7 @@ result the family's check has not accepted.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,3 +106,9 @@ class WrongError(Exception):
 
 class NotRunError(Exception):
     """A provider that cannot run here, and why."""
+
+
+def quoted(error: Exception) -> str:
+    """The first line of what an error says, without the folders of this machine."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {re.sub(r'/(?:[^/ ]+/)+', '', said)}"[:300]

@@ -40,7 +40,7 @@ def test_a_wrong_provider_is_refused_and_an_error_is_quoted() -> None:
     )
 
     def broken(case, arrays):
-        raise RuntimeError("does not work")
+        raise RuntimeError("\ndoes not work in /a/folder/of/mine.py\nand more")
 
     planted = {
         "denoising, eager": base,
@@ -57,7 +57,7 @@ def test_a_wrong_provider_is_refused_and_an_error_is_quoted() -> None:
     assert set(found["rows"]) == {"denoising, eager", "right", "right estimate"}
     assert set(found["refused"]) == {"wrong", "wrong estimate", "not a number"}
     assert "off by" in found["refused"]["wrong"]
-    assert found["not_run"]["broken"] == "RuntimeError: does not work"
+    assert found["not_run"]["broken"] == "RuntimeError: does not work in mine.py"
     assert set(found["not_run"]) >= {"broken", "absent", "curvlinops"}
     json.dumps(found, allow_nan=False)
 

@@ -259,4 +259,5 @@ FAMILY = Family(
         "JAX, lax.scan": Provider(None, unfit=_unfit(1), package="jax"),
         "blackjax, overdamped Langevin": Provider(None, unfit=_unfit(1, MIXTURES), package="blackjax"),
     },
+    never={"torchebm, fused_langevin": "a proof of concept for CUDA that its samplers do not use"},
 )

@@ -120,6 +120,7 @@ def _provider(
     largest: int = 1 << 40,
     compiled: dict[str, Any] | None = None,
     graph: bool = False,
+    gpu: bool = False,
 ) -> Provider:
     """Whole training steps with the loss that `make` gives, for batches of at most `largest` B x D on a CPU."""
 
@@ -131,7 +132,7 @@ def _provider(
         return networks.graphed(step) if graph else step  # type: ignore[return-value]
 
     def unfit(case: Case, device: str) -> str:
-        if graph and device != "cuda":
+        if (graph or gpu) and device != "cuda":
             return networks.cuda_only(case, device)
         if case.settings["rivals"] < rivals:
             return "left out at this size"
@@ -174,6 +175,9 @@ FAMILY = Family(
         "vmap(jacrev)": _provider(_stacked("jacrev"), rivals=SOME, largest=PER_DIMENSION),
         "vmap(jacfwd)": _provider(_stacked("jacfwd"), rivals=ALL, largest=PER_DIMENSION),
         "torch.compile of denoising": _provider(losses.denoising, "denoising", rivals=ALL, compiled={}),
+        "torch.compile of denoising, reduce-overhead": _provider(
+            losses.denoising, "denoising", rivals=ALL, compiled={"mode": "reduce-overhead"}, gpu=True
+        ),
         "torch.compile of vmap(jacrev)": _provider(_stacked("jacrev"), rivals=ALL, compiled={}),
         "torch.compile of sliced score matching": _provider(losses.sliced, "hutchinson", rivals=ALL, compiled={}),
         "CUDA graph of denoising": _provider(losses.denoising, "denoising", rivals=SOME, graph=True),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench import clock
+from bench.registry import quoted
 
 MODULES = {
     "jax": "in_jax",
@@ -72,7 +73,7 @@ def main() -> int:
         try:
             answer = worker.answer(json.loads(line))
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+            answer = {"error": quoted(error)}
         replies.write(json.dumps(answer) + "\n")
         replies.flush()
     return 0
