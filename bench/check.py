@@ -26,7 +26,7 @@ def close(got: Arrays, want: Arrays, tolerance: float) -> None:
             raise WrongError(f"{name} is off by {error:.1e} of its norm, allowed {tolerance:.0e}")
 
 
-def same_mean(names: list[str], got: Tensor, mean: Tensor, error: Tensor, floor: float = 0.0) -> None:
+def same_mean(names: list[str], got: Tensor, mean: Tensor, error: Tensor, floor: Tensor | float = 0.0) -> None:
     """The mean over independent observations `[N, S]` of S statistics is the expected one `[S]`.
 
     Args:
@@ -34,7 +34,7 @@ def same_mean(names: list[str], got: Tensor, mean: Tensor, error: Tensor, floor:
         got: the observations; their own spread is part of the standard error where there are more than 30.
         mean: the expected mean.
         error: its standard error, with that of the mean of `got` where `got` is too short to tell.
-        floor: what rounding may do.
+        floor: what may be off besides, by rounding.
     """
     got = got.double()
     if not bool(torch.isfinite(got).all()):
