@@ -17,6 +17,7 @@ from fastscore.ops import _cpu_build
 from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
+_LARGE = 1 << 22  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
 BLOCK = 64  # the kernels' block of counters or chains
 
@@ -32,6 +33,14 @@ def library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
     if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
         return None
     return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS)
+
+
+def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
+    """Memory for a float32 tensor, in large pages where it is new and the system has them."""
+    out = torch.empty(shape)
+    if out.nbytes >= _LARGE:
+        found.enlarge(_cpu_build.pointer(out), ctypes.c_uint64(out.nbytes))
+    return out
 
 
 def _threads(elements: int) -> int:
@@ -79,7 +88,7 @@ def langevin_step(
     c = torch.sqrt(2.0 * temperature.to(torch.float32) * a)
     if a.dim():
         a, c = (v.reshape(-1).contiguous() for v in (a, c))
-    x, score, out = x.contiguous(), score.contiguous(), torch.empty(x.shape)
+    x, score, out = x.contiguous(), score.contiguous(), _fresh(found, x.shape)
     rows = out.view(n, width)
 
     def run(part: tuple[int, int]) -> None:

@@ -10,6 +10,9 @@ STEP = r"""
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -36,7 +39,20 @@ typedef u64 lanes __attribute__((vector_size(16)));
 #endif
 enum { L = sizeof(lanes) / 8 };
 
-static void words(Key key, const u64 *chain, const u64 *group, u64 *restrict w) {
+/* The lower halves of a, then of b. */
+static inline void narrow(lanes a, lanes b, u32 *w) {
+#if defined(__AVX512F__)
+  __m256i lower[2] = {_mm512_cvtepi64_epi32((__m512i)a), _mm512_cvtepi64_epi32((__m512i)b)};
+  memcpy(w, lower, sizeof lower);
+#elif defined(__AVX2__)
+  __m256i pairs = (__m256i)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88), lower = _mm256_permute4x64_epi64(pairs, 0xD8);
+  memcpy(w, &lower, sizeof lower);
+#else
+  for (int i = 0; i < L; i++) { w[i] = (u32)a[i]; w[L + i] = (u32)b[i]; }
+#endif
+}
+
+static void words(Key key, const u64 *chain, const u64 *group, u32 *restrict w) {
   const lanes m0 = (lanes){0} + 0xD2511F53u, m1 = (lanes){0} + 0xCD9E8D57u;
   for (int i = 0; i < W; i += 2 * L) {
     lanes a0, a1, a2 = (lanes){0} + key.step, b0, b1, b2 = a2;
@@ -51,15 +67,16 @@ static void words(Key key, const u64 *chain, const u64 *group, u64 *restrict w) 
       b0 = (q1 >> 32) ^ b1 ^ key0; b1 = q1; b2 = (q0 >> 32) ^ b3 ^ key1; b3 = q0;
       k0 += 0x9E3779B9u; k1 += 0xBB67AE85u;
     }
-    lanes out[8] = {a0, b0, a1, b1, a2, b2, a3, b3};
-    for (int word = 0; word < 4; word++) memcpy(w + word * W + i, out + 2 * word, 2 * sizeof a0);
+    narrow(a0, b0, w + i); narrow(a1, b1, w + W + i); narrow(a2, b2, w + 2 * W + i); narrow(a3, b3, w + 3 * W + i);
   }
 }
 
-static void box_muller(const u64 *restrict even, const u64 *restrict odd, float *restrict cosine,
+/* Radius and direction apart: of two short chains of operations more run at once than of one long one. */
+static void box_muller(const u32 *restrict even, const u32 *restrict odd, float *restrict cosine,
                        float *restrict sine) {
+  float radius[W];
   for (int i = 0; i < W; i++) {
-    u32 word = (u32)even[i], upper = (u32)((int32_t)word >> 31), angle = (u32)odd[i], turned = angle + 0x20000000u;
+    u32 word = even[i], upper = (u32)((int32_t)word >> 31);
     float t = ((float)(int32_t)(word ^ upper) + 0.5f) * 0x1p-32f;
     int32_t u = (int32_t)as_bits(upper ? 1.0f - t : t);
     int32_t exponent = (u - 0x3F3504F3) & -0x800000;
@@ -73,19 +90,22 @@ static void box_muller(const u64 *restrict even, const u64 *restrict odd, float 
     p = p * f + -0.6667011735653527f;
     p = p * f + 1.0000073026645644f;
     p = p * f + -1.9999998906458825f;
-    float r = sqrtf(p * f - (float)exponent * (float)(1.3862943611198906 * 0x1p-23));
+    radius[i] = sqrtf(p * f - (float)exponent * (float)(1.3862943611198906 * 0x1p-23));
+  }
+  for (int i = 0; i < W; i++) {
+    u32 angle = odd[i], turned = angle + 0x20000000u;
     float a = (float)(int32_t)(angle << 2) * (float)(2.0 * 3.14159265358979323846 * 0x1p-34), y = a * a;
     float s = a * (((-1.9515295891e-4f * y + 8.3321608736e-3f) * y + -1.6666654611e-1f) * y + 1.0f);
     float c = (2.443315711809948e-5f * y + -1.388731625493765e-3f) * y + 4.166664568298827e-2f;
     c = (c * y + -0.5f) * y + 1.0f;
-    u32 swap = 0u - ((turned >> 30) & 1u), cb = as_bits(c), sb = as_bits(s);
-    cosine[i] = r * as_float(((cb & ~swap) | (sb & swap)) ^ ((turned + 0x40000000u) & 0x80000000u));
-    sine[i] = r * as_float(((sb & ~swap) | (cb & swap)) ^ (turned & 0x80000000u));
+    u32 cb = as_bits(c), sb = as_bits(s), swap = (cb ^ sb) & (u32)((int32_t)(turned << 1) >> 31);
+    cosine[i] = radius[i] * as_float(cb ^ swap ^ ((turned + 0x40000000u) & 0x80000000u));
+    sine[i] = radius[i] * as_float(sb ^ swap ^ (turned & 0x80000000u));
   }
 }
 
 static void normals(Key key, const u64 *chain, const u64 *group, int n_lanes, float *restrict e) {
-  u64 w[4 * W];
+  u32 w[4 * W];
   words(key, chain, group, w);
   box_muller(w, w + W, e, e + W);
   if (n_lanes > 2) box_muller(w + 2 * W, w + 3 * W, e + 2 * W, e + 3 * W);
@@ -95,6 +115,25 @@ static inline void move(const float *x, const float *score, const float *e, floa
   for (u64 j = 0; j < count; j++) out[j] = x[j] + a * score[j] + c * e[j];
 }
 
+/* The counters from group g of a row on: whole stretches of a row at a time. */
+static inline void counters(u64 first_chain, u64 row, u64 g, u64 groups, u64 *restrict chain, u64 *restrict group) {
+  if (groups == 1) {
+    for (u64 i = 0; i < W; i++) { chain[i] = first_chain + row + i; group[i] = 0; }
+    return;
+  }
+  for (u64 i = 0; i < W; row++, g = 0) {
+    const u64 run = groups - g < W - i ? groups - g : W - i;
+    for (u64 j = 0; j < run; j++) { chain[i + j] = first_chain + row; group[i + j] = g + j; }
+    i += run;
+  }
+}
+
+/* Rows of `width` values from lanes of W. */
+static inline void transpose(const float *restrict e, u64 width, float *restrict rows) {
+  for (u64 i = 0; i < W; i++)
+    for (u64 d = 0; d < width; d++) rows[i * width + d] = e[d * W + i];
+}
+
 /* out = x + a score + c e, or e alone where x is null, over rows of `width` features, for the counters [begin, last),
    of which a row has ceil(width / 4); a and c are one number each, or, where `vary` is 1, one for each feature. */
 void langevin(const float *x, const float *score, float *out, u64 begin, u64 last, u64 width, u64 vary,
@@ -102,20 +141,19 @@ void langevin(const float *x, const float *score, float *out, u64 begin, u64 las
   const Key key = {k0, k1, step, stream};
   const u64 groups = (width + 3) / 4;
   const int n_lanes = width < 4 ? (int)width : 4;
-  u64 chain[W], group[W], row = begin / groups, g = begin % groups;
-  float e[4 * W];
+  u64 chain[W], group[W];
+  float e[4 * W], rows[4 * W];
   for (u64 start = begin; start < last; start += W) {
-    const u64 row0 = row, g0 = g;
-    for (int i = 0; i < W; i++) {
-      chain[i] = first_chain + row; group[i] = g;
-      if (++g == groups) { g = 0; row++; }
-    }
+    const u64 row0 = start / groups, g0 = start % groups, n = last - start < W ? last - start : W;
+    counters(first_chain, row0, g0, groups, chain, group);
     normals(key, chain, group, n_lanes, e);
-    const u64 n = last - start < W ? last - start : W;
     if (groups == 1) {
-      float rows[4 * W];
-      for (int d = 0; d < n_lanes; d++)
-        for (u64 i = 0; i < W; i++) rows[i * width + d] = e[d * W + i];
+      switch (width) { /* constants, so that each is vectorised */
+        case 1: transpose(e, 1, rows); break;
+        case 2: transpose(e, 2, rows); break;
+        case 3: transpose(e, 3, rows); break;
+        default: transpose(e, 4, rows);
+      }
       const u64 base = row0 * width, count = n * width;
       if (!x) { memcpy(out + base, rows, count * sizeof(float)); continue; }
       if (!vary) { move(x + base, score + base, rows, *a, *c, out + base, count); continue; }
@@ -139,11 +177,22 @@ void langevin(const float *x, const float *score, float *out, u64 begin, u64 las
   }
 }
 
+/* Ask for large pages under an array that is written to for the first time: page by page costs more than arithmetic. */
+void enlarge(char *begin, u64 size) {
+#ifdef MADV_HUGEPAGE
+  const u64 page = 1u << 21, from = ((u64)begin + page - 1) / page * page;
+  if (from + page <= (u64)begin + size) madvise((void *)from, ((u64)begin + size - from) / page * page, MADV_HUGEPAGE);
+#else
+  (void)begin, (void)size;
+#endif
+}
+
 /* out = signs, rows of `width` features, for the counters [begin, last), of which a row has ceil(width / 128). */
 void signs(float *out, u64 begin, u64 last, u64 width, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain) {
   const Key key = {k0, k1, step, stream};
   const u64 groups = (width + 127) / 128;
-  u64 chain[W], group[W], w[4 * W];
+  u64 chain[W], group[W];
+  u32 w[4 * W];
   for (u64 start = begin; start < last; start += W) {
     const u64 n = last - start < W ? last - start : W;
     for (u64 i = 0; i < W; i++) {
@@ -154,7 +203,7 @@ void signs(float *out, u64 begin, u64 last, u64 width, u32 k0, u32 k1, u32 step,
       for (u64 word = 0; word < 4; word++) {
         const u64 d = 128 * group[i] + 32 * word, count = d >= width ? 0 : (width - d < 32 ? width - d : 32);
         float *row = out + (start + i) / groups * width + d;
-        const u32 bits = (u32)w[word * W + i];
+        const u32 bits = w[word * W + i];
         for (u64 j = 0; j < count; j++) row[j] = 1.0f - 2.0f * (float)(bits >> j & 1);
       }
   }

@@ -91,6 +91,17 @@ def test_a_step_is_the_references_bits(n: int, width: int, varies: bool) -> None
     assert torch.equal(made, reference.langevin_step(x, score, a, torch.tensor(0.7), e))
 
 
+def test_a_large_step_is_its_parts() -> None:
+    x, score = (noise.normal((16_411, 66), seed=s, stream=4) for s in (1, 2))  # more than two large pages
+    a, t = torch.tensor(0.3), torch.tensor(0.7)
+    whole = _cpu_chain.langevin_step(x, score, a, t, SEED, STEP, 11)
+    parts = [
+        _cpu_chain.langevin_step(x[s], score[s], a, t, SEED, STEP, 11 + s.start)
+        for s in (slice(0, 99), slice(99, 16_411))
+    ]
+    assert whole is not None and torch.equal(torch.cat([part for part in parts if part is not None]), whole)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_change_nothing(threads: int) -> None:
     expected = [_cpu_chain.normal(1 << 14, width, 1, 0, 0, 0) for width in (2, 17)]
@@ -260,4 +271,4 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 """
     root = str(Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, cwd=root)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240, cwd=root)
