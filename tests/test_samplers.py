@@ -113,6 +113,11 @@ def test_what_is_kept_is_every_thin_th_state_after_the_burn_in(sampler: Any, thi
     mean = expected.mean(0)
     torch.testing.assert_close(diagnostics["mean"], mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(diagnostics["var"], (expected - mean).square().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(diagnostics["chain_mean"], expected.mean(1), rtol=1e-5, atol=1e-6, equal_nan=True)
+    deviations = expected - expected.mean(1, keepdim=True)
+    torch.testing.assert_close(
+        diagnostics["chain_var"], deviations.square().mean(1), rtol=1e-4, atol=1e-6, equal_nan=True
+    )
     assert torch.equal(diagnostics["first_nonfinite"], torch.full((16,), -1))
     assert torch.equal(sampler(x, **options), path[:, -1])
     last, _ = sampler(x, return_diagnostics=True, **options)

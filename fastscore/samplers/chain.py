@@ -186,20 +186,20 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     """Run `algorithm` from x; returns the last state and what the caller asked to be given.
 
     The output is x after the last step, or the trajectory `[B, n_kept, *event]` where asked, and with it, where asked,
-    the diagnostics: `mean` and `var` over the chains at every kept step (`[n_kept, *event]`) and `first_nonfinite`
-    (`[B]`, the step after which a chain was first not finite, or -1).
+    the diagnostics: `mean` and `var` over the chains at every kept step (`[n_kept, *event]`), `chain_mean` and
+    `chain_var` of every chain over its kept states (`[B, *event]`, kept up as it runs: no trajectory is needed), and
+    `first_nonfinite` (`[B]`, the step after which a chain was first not finite, or -1).
     """
     guard, record = Guard(run, x), Record(run, type(algorithm).__name__, x)
-    state, made, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
-    done: tuple[State, int] = (state, made)  # one object, so that an interrupt never sees a state of another step
-    bar = tqdm(initial=made, total=run.n_steps, disable=not run.progress, leave=False, unit="step")
+    # One object, so that an interrupt never sees a state of another step.
+    done, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
+    bar = tqdm(initial=done[1], total=run.n_steps, disable=not run.progress, leave=False, unit="step")
     try:
         with torch.no_grad(), bar:
             while done[1] < run.n_steps:
-                old, k = done
+                old, k, running = done
                 new = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
-                record.keep(new[0][0], new[1])
-                done = new
+                done = (*new, record.keep(new[0][0], new[1], running))
                 if record.due(done[1]):
                     guard.look()
                     record.write(*done, guard.first_bad)
@@ -212,8 +212,7 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     output = record.trajectory if record.trajectory is not None else done[0][0].to(x.dtype)
     if record.moments is None:
         return done[0], output
-    mean, var = record.moments
-    return done[0], (output, {"mean": mean, "var": var, "first_nonfinite": guard.first_bad})
+    return done[0], (output, record.diagnostics(done[2], guard.first_bad))
 
 
 def _step(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int]:

@@ -214,7 +214,9 @@ def langevin_dynamics(
         on_nonfinite: "raise" a NonFiniteError naming chain and step; "freeze" the chain at its last finite state, flag
             it in the diagnostics and keep the others going; or "ignore".
         return_trajectory: return the kept states `[B, n_kept, *event]` instead of the last one.
-        return_diagnostics: return (samples, diagnostics), see `samplers.chain.run_chain`.
+        return_diagnostics: return (samples, diagnostics), a dict: `mean` and `var` over the chains at every kept step,
+            `chain_mean` and `chain_var` of every chain over its kept states, and `first_nonfinite`, the step after
+            which a chain was first not finite, or -1.
         checkpoint: a file the run is written to, and goes on from where it is there; see `samplers.saved`.
         checkpoint_every: steps between two writings; it is also written at the end and at Ctrl-C.
         progress: show a progress bar.

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from fastscore import _checks
 from fastscore import checkpoint as files
 from fastscore.noise import STREAM_VERSION
+from fastscore.ops.noise import computed
 
 if TYPE_CHECKING:
     from fastscore.samplers.chain import Run
@@ -28,7 +30,11 @@ State = TypeVar("State", bound=tuple[Tensor, ...])
 
 
 class Record:
-    """The trajectory, the moments and the file of one run."""
+    """The trajectory, the moments and the file of one run.
+
+    What runs on from state to state, the mean of a chain's kept states and their squared deviations from it, is not
+    kept here but handed from call to call: an interrupt then finds that of the state it finds.
+    """
 
     def __init__(self, run: Run, algorithm: str, x: Tensor) -> None:
         self.run, self.device = run, x.device
@@ -43,14 +49,33 @@ class Record:
         if self.path is not None:
             self.about |= {name: _described(value) for name, value in run.settings.items()}
 
-    def keep(self, position: Tensor, steps: int) -> None:
-        """Keep the position after so many steps, if it is one to be kept."""
+    def running(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The running mean and squared deviations `[B, *event]` of no states, or nothing where none is asked for."""
+        parts = range(0 if self.moments is None else 2)
+        return tuple(torch.zeros(x.shape, dtype=computed(x.dtype), device=x.device) for _ in parts)
+
+    def keep(self, position: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep the position after so many steps, if it is one to be kept; what is running then (Welford 1962)."""
         if (kept := self.run.kept_after(steps - 1)) is None:
-            return
+            return running
         if self.trajectory is not None:
             self.trajectory[:, kept] = position
         if self.moments is not None:
             self.moments[0, kept], self.moments[1, kept] = position.mean(0), position.var(0, correction=0)
+        if running:
+            mean, squares = running
+            difference = position.to(mean.dtype) - mean
+            mean = mean + difference / (kept + 1)
+            running = (mean, squares + difference * (position.to(mean.dtype) - mean))
+        return running
+
+    def diagnostics(self, running: tuple[Tensor, ...], first_bad: Tensor) -> dict[str, Tensor]:
+        """What a run that was asked for diagnostics gives."""
+        assert self.moments is not None
+        n, dtype = self.run.n_kept, self.moments.dtype
+        mean, var = (running[0], running[1] / n) if n else (torch.full_like(part, torch.nan) for part in running)
+        chains = {"chain_mean": mean.to(dtype), "chain_var": var.to(dtype)}
+        return {"mean": self.moments[0], "var": self.moments[1], **chains, "first_nonfinite": first_bad}
 
     def kept(self, steps: int) -> dict[str, Tensor]:
         """What was kept in so many steps."""
@@ -62,16 +87,18 @@ class Record:
         """Whether the file is written after so many steps."""
         return self.path is not None and (steps % self.run.checkpoint_every == 0 or steps == self.run.n_steps)
 
-    def write(self, state: tuple[Tensor, ...], steps: int, first_bad: Tensor) -> None:
+    def write(self, state: tuple[Tensor, ...], steps: int, running: tuple[Tensor, ...], first_bad: Tensor) -> None:
         """Write the run after so many steps, if it has a file."""
         if self.path is not None:
-            tensors = _named(state) | self.kept(steps) | {"first_nonfinite": first_bad}
+            tensors = _named("state", state) | _named("running", running) | self.kept(steps)
+            tensors["first_nonfinite"] = first_bad
             files.write(self.path, "chain", self.about | {"step": self.run.first_step + steps}, tensors)
 
-    def restore(self, state: State, first_bad: Tensor) -> tuple[State, int, Tensor]:
-        """(state, steps made, first step not finite): from the file if it is there; else those given and 0 steps."""
+    def restore(self, state: State, first_bad: Tensor) -> tuple[tuple[State, int, tuple[Tensor, ...]], Tensor]:
+        """((state, steps made, running), first step not finite): of the file if there is one; else of the beginning."""
+        running = self.running(state[0])
         if self.path is None or not os.path.exists(self.path):
-            return state, 0, first_bad
+            return (state, 0, running), first_bad
         about, tensors = files.read(self.path, "chain")
         for name, value in self.about.items():
             if about.get(name) != value:
@@ -83,13 +110,15 @@ class Record:
         try:
             steps = _checks.integer("step", about.get("step"), first, first + self.run.n_steps + 1) - first
             kept = self.kept(steps)
-            wanted = _named(state) | kept | {"first_nonfinite": first_bad}
+            wanted = _named("state", state) | _named("running", running) | kept | {"first_nonfinite": first_bad}
             found = {name: self._like(name, tensors[name], like) for name, like in wanted.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise files.CheckpointError(f"{self.path} does not fit this run: {error}") from error
         for name, tensor in kept.items():
             tensor.copy_(found[name])
-        return type(state)(*(found[name] for name in _named(state))), steps, found["first_nonfinite"]
+        ran = tuple(found[name] for name in _named("running", running))
+        made = type(state)(*(found[name] for name in _named("state", state)))
+        return (made, steps, ran), found["first_nonfinite"]
 
     def _like(self, name: str, tensor: Tensor, like: Tensor) -> Tensor:
         if tensor.dtype != like.dtype:
@@ -109,8 +138,8 @@ def check_file(path: str | os.PathLike[str] | None, every: int) -> None:
         raise ValueError(f"checkpoint must be a file in a folder that exists, got {os.fspath(path)!r}")
 
 
-def _named(state: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return {f"state.{i}": field for i, field in enumerate(state)}
+def _named(name: str, fields: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {f"{name}.{i}": field for i, field in enumerate(fields)}
 
 
 def _described(value: Any) -> Any:
