@@ -7,6 +7,7 @@ is here, the same for all: see `verify`.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +51,7 @@ class Case:
 
     def randn(self, *shape: int, scale: float = 1.0) -> Tensor:
         """The same normals for the same case and shape, rounded to its dtype."""
-        generator = torch.Generator().manual_seed(self.seed + 7 * sum(shape))
+        generator = torch.Generator().manual_seed(self.seed % 2**62 + 7 * sum(shape))
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(self.dtype)
 
     def x(self) -> Tensor:
@@ -59,25 +60,32 @@ class Case:
         return x[:1].expand_as(x).clone() if self.layout == "expanded" else x
 
 
-@st.composite
-def cases(draw: Any, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64), empty: bool = False) -> Case:
-    """A case; half precision stays near 1, where its few exponents reach."""
-    dtype = draw(st.sampled_from(dtypes))
-    return Case(
-        batch=draw(st.sampled_from((1, 2, 3, 7, 16, 33, 65) + (0,) * empty)),
-        event=draw(st.sampled_from(EVENTS)),
-        dtype=dtype,
-        layout=draw(st.sampled_from(LAYOUTS)),
-        exponent=draw(st.integers(-3, 3) if dtype in HALF else st.integers(-10, 15)),
-        seed=draw(st.integers(0, 2**32)),
-        first_chain=draw(st.sampled_from((0, 1, 2**32 - 2, 2**56 - 65))),
-        subset=draw(st.integers(0, 255)),
-        upstream=draw(st.sampled_from(("random", "expanded", "zero", "one-hot"))),
-        probes=draw(st.sampled_from((1, 2, 7))),
-        probe=draw(st.sampled_from(("rademacher", "normal"))),
-        reduction=draw(st.sampled_from(("none", "mean", "sum"))),
-        variant=draw(st.integers(0, 5)),
-    )
+def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64), empty: bool = False) -> Any:
+    """A strategy for cases; half precision stays near 1, where its few exponents reach.
+
+    All of a case comes from one number: a draw of each field would cost Hypothesis more than many a check.
+    """
+
+    def make(number: int) -> Case:
+        dice = random.Random(number)
+        dtype = dice.choice(dtypes)
+        return Case(
+            batch=dice.choice((1, 2, 3, 7, 16, 33, 65) + (0,) * empty),
+            event=dice.choice(EVENTS),
+            dtype=dtype,
+            layout=dice.choice(LAYOUTS),
+            exponent=dice.randint(-3, 3) if dtype in HALF else dice.randint(-10, 15),
+            seed=dice.getrandbits(64),
+            first_chain=dice.choice((0, 1, 2**32 - 2, 2**56 - 65)),
+            subset=dice.getrandbits(9),
+            upstream=dice.choice(("random", "expanded", "zero", "one-hot")),
+            probes=dice.choice((1, 2, 7)),
+            probe=dice.choice(("rademacher", "normal")),
+            reduction=dice.choice(("none", "mean", "sum")),
+            variant=dice.randrange(6),
+        )
+
+    return st.integers(0, 2**63).map(make)
 
 
 @dataclass(frozen=True)
