@@ -1,7 +1,7 @@
 """Properties of every public operation over random sizes, dtypes, layouts, magnitudes, gradients and probes.
 
-Each operation is put to 300 cases here (100 where one costs more) and to 5,000 in `make test-full`, always the same; `tests/cases.py` has the
-checks. What is true is written out in float64, in plain tensor operations.
+Each operation is put to 300 cases here, 100 where one costs more, and to 5,000 in `make test-full`, always the same;
+`tests/cases.py` has the checks. What is true is written out in float64, in plain tensor operations.
 """
 
 from __future__ import annotations
