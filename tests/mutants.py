@@ -3,101 +3,118 @@
     python tests/mutants.py            apply every mutant to a copy of the tree and run its tests
     python tests/mutants.py philox     only those whose file or name contains the word
 
-Exit status 1 if a mutant survives, or no longer applies.
+The mutants stand in `mutant_table.py`, each with the bug class of docs/reliability.md that it is one of. The tests
+named there are first run as they are: a test that fails anyway kills nothing. No GPU is needed. Exit status 1 if a
+mutant survives or no longer applies.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from mutant_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parent.parent
+WORKERS = 2  # trees that are mutated and tested at the same time
+LIMIT = 300  # seconds: a mutant may make a loop endless
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """`old`, which stands once in `file`, becomes `new`; `tests` should fail then."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-
-NOISE = ("tests/reference/test_philox.py",)
-STEP = ("tests/reference/test_langevin.py", "tests/ops/test_langevin.py")
-KERNEL = ("tests/kernels/test_philox.py", "tests/kernels/test_noise.py", "tests/kernels/test_langevin.py")
-PHILOX = "fastscore/reference/philox.py"
-TRITON = "kernels/fastscore_kernels/philox.py"
-FUSED = "kernels/fastscore_kernels/langevin.py"
-OPS = "fastscore/ops/langevin.py"
-
-MUTANTS = [
-    Mutant("multiplier", PHILOX, "0xD2511F53", "0xD2511F55", NOISE),
-    Mutant("weyl", PHILOX, "0xBB67AE85", "0xBB67AE87", NOISE),
-    Mutant("nine rounds", PHILOX, "_ROUNDS = 10", "_ROUNDS = 9", NOISE),
-    Mutant("chain above 2^32 dropped", PHILOX, "stream + 256 * (chain >> 32)", "stream", NOISE),
-    Mutant("stream dropped", PHILOX, "stream + 256 * (chain >> 32)", "256 * (chain >> 32)", NOISE),
-    Mutant("seed above 2^32 dropped", PHILOX, "(seed >> 32) & MASK", "0", NOISE),
-    Mutant("lanes interleaved", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * sin, r * cos]", NOISE),
-    Mutant("sign of a bit", PHILOX, "1 - 2 * bits", "-1 + 2 * bits", NOISE),
-    Mutant("formula of the noise scale", "fastscore/reference/langevin.py", "2.0 * temperature", "temperature", STEP),
-    Mutant("sign of the drift", "fastscore/reference/langevin.py", "+ a * score", "- a * score", STEP),
-    Mutant("gradient to the score", OPS, "(a * g).to", "g.to", STEP),
-    Mutant("gradient to the step size", OPS, "/ (2.0 * a))", "/ a)", STEP),
-    Mutant("tangent of the score", OPS, "total + a * dscore", "total + dscore", STEP),
-    Mutant("triton: round", TRITON, "tl.static_range(10)", "tl.static_range(9)", KERNEL),
-    Mutant("triton: chain above 2^32", TRITON, "(chain >> 32) << 8", "(chain >> 32) * 0", KERNEL),
-    Mutant("triton: cosine's sign", TRITON, "(turned + 0x40000000) & 0x80000000", "turned & 0x80000000", KERNEL),
-    Mutant("triton: u near 1", TRITON, "upper & (exponent == 0), -t, f", "upper & (exponent == 7), -t, f", KERNEL),
-    Mutant("triton: swapped lanes", TRITON, "return r * cos, r * sin,", "return r * sin, r * cos,", KERNEL),
-    Mutant("triton: noise scale", FUSED, "two_t = 2.0 *", "two_t = 1.0 *", KERNEL),
-    Mutant("triton: sign of the drift", FUSED, "x + a * s", "x - a * s", KERNEL),
-    Mutant("triton: mask of the last lane", FUSED, "inside & (feature < n_features)", "inside", KERNEL),
-    Mutant("triton: mask of the rows", TRITON, "(rows < n_chains - first_row) & (groups", "(groups", KERNEL),
-    Mutant("triton: mask of the groups", TRITON, "& (groups < n_groups)", "", KERNEL),
-    Mutant("triton: first chain dropped", FUSED, "chain = first_chain + first_row", "chain = first_row", KERNEL),
-    Mutant(
-        "triton: 32-bit rows", TRITON, ".to(tl.int64) * BLOCK_CHAINS", " * BLOCK_CHAINS", ("tests/audit/test_audit.py",)
-    ),
-    Mutant("triton: step size of one feature for all", FUSED, "step_size_ptr + feature", "step_size_ptr", KERNEL),
-]
+def run(tree: Path, tests: tuple[str, ...]) -> tuple[int, str | None]:
+    """Exit status of pytest in the tree, and the first test that failed; 124 for one that did not come to an end."""
+    interpreted = tests[0].startswith("tests/kernels")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'kernels'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TRITON_INTERPRET": "1" if interpreted else "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not gpu",
+        *tests,
+    ]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return 124, "no end"
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode, failed[0] if failed else None
 
 
 def killed(mutant: Mutant, tree: Path) -> str | None:
-    """The test that fails, or None if the mutant survives; the file is put right again."""
+    """The test that fails, or None if the mutant survives; the file of the copy is put right again."""
     file = tree / mutant.file
     text = file.read_text()
-    if mutant.old not in text:
-        return None
-    file.write_text(text.replace(mutant.old, mutant.new, 1))
-    interpreted = mutant.tests[0].startswith("tests/kernels")
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests]
-    run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    file.write_text(text)
-    failed = [line.split()[1] for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0] if run.returncode in (1, 2) and failed else None
+    if text.count(mutant.old) != 1:
+        raise LookupError(f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}")
+    try:
+        file.write_text(text.replace(mutant.old, mutant.new))
+        status, test = run(tree, mutant.tests)
+    finally:
+        file.write_text(text)
+    return test if status in (1, 2, 124) else None
+
+
+def report(mutant: Mutant, tree: Path) -> bool:
+    """Whether the mutant is killed; a line on how."""
+    began = time.monotonic()
+    try:
+        test = killed(mutant, tree)
+        verdict = "killed" if test else "SURVIVED"
+    except LookupError as error:
+        test, verdict = str(error), "STALE"
+    name = f"{mutant.bug:>2} {mutant.file}: {mutant.name}"
+    print(f"{verdict:9} {name}  {test or ''}  {time.monotonic() - began:.0f} s", flush=True)
+    return verdict == "killed"
 
 
 def main(words: list[str]) -> int:
     """Run the mutants whose file or name contains one of the words, or all."""
     chosen = [m for m in MUTANTS if not words or any(w in m.file or w in m.name for w in words)]
-    survivors = 0
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "out", ".*_cache", "__pycache__"))
-        for mutant in chosen:
-            test = killed(mutant, tree)
-            survivors += test is None
-            print(f"{'killed' if test else 'SURVIVED':9} {mutant.file}: {mutant.name}  {test or ''}", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} killed")
+        ignore = shutil.ignore_patterns(".git", ".venv*", "out", ".*_cache", ".cache", ".hypothesis", "__pycache__")
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for number in range(WORKERS):
+            tree = Path(folder) / f"tree{number}"
+            shutil.copytree(ROOT, tree, ignore=ignore)
+            free.put(tree)
+
+        def with_a_tree(job: Callable[[Path], Any]) -> Any:
+            tree = free.get()
+            try:
+                return job(tree)
+            finally:
+                free.put(tree)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            lanes: dict[str, set[str]] = {}
+            for mutant in chosen:
+                lanes.setdefault(mutant.lane, set()).update(mutant.tests)
+            sound = pool.map(lambda tests: with_a_tree(lambda tree: run(tree, tuple(sorted(tests)))), lanes.values())
+            if broken := [test for status, test in sound if status != 0]:
+                print(f"these tests fail without any mutant: {broken}")
+                return 1
+            verdicts = list(pool.map(lambda mutant: with_a_tree(lambda tree: report(mutant, tree)), chosen))
+    survivors = verdicts.count(False)
+    print(f"{len(chosen) - survivors} of {len(chosen)} killed, all of these without a GPU")
     return 1 if survivors else 0
 
 

@@ -75,5 +75,27 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
     assert found == [] and not named & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
 
+def test_every_launch_is_on_the_device_of_its_tensors() -> None:
+    # Triton launches on the current device, which need not be the one of x; a CPU cannot show it.
+    launches, guarded = [], set()
+    for name, node in nodes(KERNELS):
+        if isinstance(node, ast.With) and any(callee(item.context_expr) == "device_of" for item in node.items):
+            guarded |= {(name, inner.lineno) for inner in ast.walk(node) if isinstance(inner, ast.Call)}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            launches.append((name, node.lineno))
+    assert launches
+    assert [launch for launch in launches if launch not in guarded] == []
+
+
+@pytest.mark.parametrize(
+    "call", ["torch.empty_like", "tl.atomic_add", "tl.atomic_max", "tl.atomic_xchg", "tl.randn", "tl.rand"]
+)
+def test_what_kernels_do_not_call(call: str) -> None:
+    # Outputs are not to take an input's strides, additions not to come in any order, noise not to change with Triton.
+    assert [
+        f"{name}:{node.lineno}" for name, node in nodes(KERNELS) if isinstance(node, ast.Call) and callee(node) == call
+    ] == []
+
+
 def test_the_rules_are_checked_on_something() -> None:
     assert "tl.load" in {callee(node) for _, node in nodes(KERNELS)}

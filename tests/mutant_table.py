@@ -1,0 +1,166 @@
+"""The wrong lines of `mutants.py`: what becomes of which line, of which bug class, and which tests should then fail."""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which stands once in `file`, becomes `new`; one of `tests` should fail then."""
+
+    bug: int
+    """Its class in docs/reliability.md."""
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def lane(self) -> str:
+        """Kernels are interpreted, compiled or left alone: a process each."""
+        first = self.tests[0].split("/")[1]
+        return first if first in ("kernels", "audit") else "plain"
+
+
+NOISE = ("tests/reference/test_philox.py",)
+STEP = ("tests/reference/test_langevin.py", "tests/ops/test_langevin.py")
+PHILOX = "fastscore/reference/philox.py"
+OPS = "fastscore/ops/langevin.py"
+ROUNDS = ("tests/kernels/test_philox.py", "tests/kernels/test_noise.py")
+FUSED_STEP = ("tests/kernels/test_langevin.py",)
+TRITON = "kernels/fastscore_kernels/philox.py"
+FUSED = "kernels/fastscore_kernels/langevin.py"
+CHAIN = "kernels/fastscore_kernels/chain.py"
+KERNEL_MLP = ("tests/kernels/test_mlp.py",)
+MLP = ("tests/ops/test_mlp.py",)
+FORMS = "fastscore/ops/mlp_forms.py"
+LAPLACIAN = "fastscore/ops/mlp_laplacian.py"
+FUNCTIONS = "fastscore/ops/mlp_functions.py"
+TILES = "fastscore/ops/mlp_tiles.py"
+ACTIVATIONS = ("tests/reference/test_activations.py",)
+LAWS = ("tests/test_samplers_laws.py",)
+RESUME = ("tests/test_samplers.py",)
+FAULTS = ("tests/test_samplers_faults.py",)
+ERRORS = ("tests/test_errors.py",)
+RULES = ("tests/house/test_rules.py",)
+TRACE = ("tests/test_divergence.py", "tests/test_divergence_inputs.py")
+
+# fmt: off
+
+IN_THE_NOISE = [
+    Mutant(45, "multiplier", PHILOX, "0xD2511F53", "0xD2511F55", NOISE),
+    Mutant(45, "weyl", PHILOX, "0xBB67AE85", "0xBB67AE87", NOISE),
+    Mutant(45, "nine rounds", PHILOX, "_ROUNDS = 10", "_ROUNDS = 9", NOISE),
+    Mutant(2, "chain above 2^32 dropped", PHILOX, "stream + 256 * (chain >> 32)", "stream", NOISE),
+    Mutant(38, "stream dropped", PHILOX, "stream + 256 * (chain >> 32)", "256 * (chain >> 32)", NOISE),
+    Mutant(41, "seed above 2^32 dropped", PHILOX, "(seed >> 32) & MASK", "0", NOISE),
+    Mutant(42, "lanes swapped", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * sin, r * cos]", NOISE),
+    Mutant(42, "lanes copied", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * cos, r * cos]", NOISE),
+    Mutant(43, "tail cut at 5.68", PHILOX, "log = polynomial(f", "log = 0.9999 * polynomial(f", NOISE),
+    Mutant(44, "u may be 0", PHILOX, "(w0.to(dtype) + 0.5)", "w0.to(dtype)", NOISE),
+    Mutant(45, "sign of a bit", PHILOX, "1 - 2 * bits", "-1 + 2 * bits", NOISE),
+    Mutant(45, "triton: round", TRITON, "tl.static_range(10)", "tl.static_range(9)", ROUNDS),
+    Mutant(2, "triton: chain above 2^32", TRITON, "(chain >> 32) << 8", "(chain >> 32) * 0", ROUNDS),
+    Mutant(41, "triton: seed above 2^32", TRITON, "zero + key_high.to(tl.uint32)", "zero", ROUNDS),
+    Mutant(2, "triton: step dropped", TRITON, "zero + step.to(tl.uint32)", "zero", ROUNDS),
+    Mutant(43, "triton: cosine's sign", TRITON, "(turned + 0x40000000) & 0x80000000", "turned & 0x80000000", ROUNDS),
+    Mutant(44, "triton: u near 1", TRITON, "upper & (exponent == 0), -t, f", "upper & (exponent == 7), -t, f", ROUNDS),
+    Mutant(42, "triton: swapped lanes", TRITON, "return r * cos, r * sin,", "return r * sin, r * cos,", ROUNDS),
+    Mutant(5, "triton: mask of the rows", TRITON, "(rows < n_chains - first_row) & (groups", "(groups", FUSED_STEP),
+    Mutant(6, "triton: mask of the groups", TRITON, "& (groups < n_groups)", "", ROUNDS),
+    Mutant(
+        1, "triton: 32-bit rows", TRITON, ".to(tl.int64) * BLOCK_CHAINS", " * BLOCK_CHAINS", ("tests/audit/test_audit.py",)
+    ),
+]
+
+IN_THE_STEP = [
+    Mutant(47, "formula of the noise scale", "fastscore/reference/langevin.py", "2.0 * temperature", "temperature", STEP),
+    Mutant(47, "sign of the drift", "fastscore/reference/langevin.py", "+ a * score", "- a * score", STEP),
+    Mutant(23, "gradient to the score", OPS, "(a * g).to", "g.to", STEP),
+    Mutant(23, "gradient to the step size", OPS, "/ (2.0 * a))", "/ a)", STEP),
+    Mutant(22, "tangent of the score", OPS, "total + a * dscore", "total + dscore", STEP),
+    Mutant(22, "every slice of a vmap its own noise", OPS, "_noise(x[0], *counters)", "_noise(x, *counters)", STEP),
+    Mutant(29, "other noise in the backward", OPS, "ctx.counters = inputs", "ctx.counters = (*inputs[:5], 7, 0)", STEP),
+    Mutant(47, "triton: noise scale", FUSED, "two_t = 2.0 *", "two_t = 1.0 *", FUSED_STEP),
+    Mutant(47, "triton: sign of the drift", FUSED, "x + a * s", "x - a * s", FUSED_STEP),
+    Mutant(6, "triton: mask of the last lane", FUSED, "inside & (feature < n_features)", "inside", FUSED_STEP),
+    Mutant(39, "triton: first chain dropped", FUSED, "chain = first_chain + first_row", "chain = first_row", FUSED_STEP),
+    Mutant(38, "triton: chains counted in a block", FUSED, "first_chain + first_row + rows", "first_chain + rows", FUSED_STEP),
+    Mutant(50, "triton: one step size for all", FUSED, "step_size_ptr + feature", "step_size_ptr", FUSED_STEP),
+    Mutant(7, "triton: strides ignored", FUSED, "x.contiguous(), score.contiguous()", "x, score", FUSED_STEP),
+    Mutant(25, "triton: the input written to", FUSED, "torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device)", "x", FUSED_STEP),
+    Mutant(12, "a step size rounded to float32", "fastscore/samplers/langevin.py", "value, dtype=computed(x.dtype)", "value, dtype=torch.float32", ("tests/test_samplers_laws.py", "tests/ops/test_langevin.py")),
+    Mutant(3, "triton: a grid of any size", "kernels/fastscore_kernels/launch.py", "programs >= 2**31", "programs >= 2**62", FUSED_STEP),
+    Mutant(5, "triton: a masked load of anything", FUSED, "mask=feature < n_features, other=0.0", "mask=feature < n_features", RULES),
+    Mutant(13, "triton: a product of any precision", "kernels/fastscore_kernels/chain_scores.py", "input_precision=PRECISION, out_dtype", "out_dtype", RULES),
+    Mutant(33, "triton: tuned at run time", TRITON, "@triton.jit\ndef philox(", "@triton.autotune([], [])\n@triton.jit\ndef philox(", RULES),
+]
+
+IN_NETWORKS = [
+    Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", MLP),
+    Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", MLP),
+    Mutant(48, "sum of the probes", FUNCTIONS, "weights.trace / count", "weights.trace", MLP),
+    Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", MLP),
+    Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", MLP),
+    Mutant(26, "autocast ignored", "fastscore/ops/mlp.py", "or torch.is_autocast_enabled(x.device.type) or", "or", MLP),
+    Mutant(14, "sums in half precision", "fastscore/_forms.py", "return x.float() if", "return x if", ("tests/test_losses.py", "tests/test_divergence_inputs.py")),
+    Mutant(20, "curvature term dropped", TILES, "dz.addcmul_(slopes[layer], jet[2], value=scale)", "pass", MLP),
+    Mutant(20, "third derivative dropped", TILES, "dz.addcmul_(curvatures[layer], jet[3], value=scale)", "pass", MLP),
+    Mutant(32, "threads' gradients lost", TILES, "self.sums[key].add_(total)", "pass", ("tests/ops/test_cpu_threads.py",)),
+    Mutant(9, "outputs with the strides of a view", TILES, "total.t() if key in self.flipped", "total if key in self.flipped", MLP),
+    Mutant(20, "trace: residual term", FORMS, "through.add_(below)", "pass", MLP),
+    Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g)]", "[through, self.carried]", MLP),
+    Mutant(48, "probes: residual tangent", FORMS, "tangents.add_(self.tangents[-1])", "pass", MLP),
+    Mutant(20, "laplacian: factor 2", LAPLACIAN, ".mul_(2)", "", MLP),
+    Mutant(20, "laplacian: what the score adds", LAPLACIAN, "slopes[layer].addcmul_(change, self.adjoints[layer])", "pass", MLP),
+    Mutant(17, "gelu overflows", "fastscore/reference/activations.py", "z.clamp(-39, 39)", "z", ACTIVATIONS),
+    Mutant(20, "silu''", "fastscore/reference/activations.py", "2 * s1 + z * s2", "s1 + z * s2", ACTIVATIONS),
+    Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + last if mlp.residuals[-1] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
+    Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", KERNEL_MLP),
+    Mutant(20, "triton: curvature", "kernels/fastscore_kernels/mlp_backward.py", "dz2 = g * carried * e2", "dz2 = g * carried", KERNEL_MLP),
+    Mutant(23, "triton: upstream of the trace", "kernels/fastscore_kernels/mlp_backward.py", "keep(gd2_ptr, g * d2", "keep(gd2_ptr, d2", KERNEL_MLP),
+    Mutant(6, "triton: rows past the end", "kernels/fastscore_kernels/mlp_forward.py", "trace, mask=rows < n_rows - first", "trace, mask=rows < ROWS", KERNEL_MLP),
+    Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py",)),
+]
+
+IN_TRACES = [
+    Mutant(48, "hutchinson: sum of the probes", "fastscore/divergence.py", "found, found.kept.mean(0)", "found, found.kept.sum(0)", TRACE),
+    Mutant(48, "standard error of one probe", "fastscore/divergence.py", "(k * (k - 1))", "k", TRACE),
+    Mutant(46, "sign of a Laplacian", "fastscore/divergence.py", "-fast.traces[0]", "fast.traces[0]", ("tests/test_divergence_structured.py", "tests/test_divergence.py")),
+    Mutant(4, "a loss of no rows", "fastscore/losses.py", "    scale = scale_of(convention, reduction)\n    _checks.batch(\"x\", x, allow_empty=False)\n    _checks.flag(\"return_terms\", return_terms)\n    how", "    scale = scale_of(convention, reduction)\n    _checks.flag(\"return_terms\", return_terms)\n    how", ERRORS),
+    Mutant(24, "x detached", "fastscore/_products.py", "return x.view_as(x)", "return x.detach().requires_grad_()", TRACE),
+    Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", ("tests/test_divergence.py",)),
+    Mutant(29, "probes of a piece, not of the row", "fastscore/_forms.py", "right = directions(x, first, start, stop)", "right = directions(x, 0, start, stop)", TRACE),
+]
+
+IN_SAMPLERS = [
+    Mutant(19, "a state in half precision", "fastscore/samplers/langevin.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", ("tests/test_samplers_laws.py",)),
+    Mutant(52, "a resumed chain starts anew", "fastscore/samplers/chain.py", "step = run.first_step + k", "step = k", RESUME),
+    Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.advance(state, run.first_step + k, n)", "algorithm.advance(state, k, n)", ("tests/ops/test_cpu_chain.py",)),
+    Mutant(39, "every part the first", "fastscore/samplers/langevin.py", "        first_chain=first_chain,\n        dtype=x.dtype,\n", "        first_chain=0,\n        dtype=x.dtype,\n", RESUME),
+    Mutant(49, "a chain that breaks is not told of", "fastscore/samplers/chain.py", "if self.policy != \"raise\":", "if True:", FAULTS),
+    Mutant(18, "one bad row freezes all", "fastscore/samplers/chain.py", "bad = ~torch.isfinite(new[0]).flatten(1).all(1)", "bad = ~torch.isfinite(new[0]).all().expand(len(new[0]))", FAULTS),
+    Mutant(49, "the last bad step, not the first", "fastscore/samplers/chain.py", "bad & (self.first_bad < 0), k", "bad, k", FAULTS),
+    Mutant(35, "what is kept, one late", "fastscore/samplers/chain.py", "divmod(k + 1 - self.burn_in, self.thin)", "divmod(k - self.burn_in, self.thin)", RESUME),
+    Mutant(47, "mala: the reverse proposal", "fastscore/samplers/mala.py", "to_log_prob - log_prob + back - forth", "to_log_prob - log_prob", ("tests/test_samplers_corrected.py",)),
+    Mutant(47, "baoab: friction", "fastscore/samplers/underdamped.py", "-2.0 * self.friction * a", "-self.friction * a", ("tests/test_samplers_corrected.py",)),
+    Mutant(47, "annealing: the ladder's step sizes", "fastscore/samplers/annealed.py", "step_size * (sigma / sigmas[-1]) ** 2", "step_size * (sigma / sigmas[-1])", LAWS),
+    Mutant(47, "annealing: Tweedie's formula", "fastscore/samplers/annealed.py", "levels[-1] ** 2 * algorithm", "levels[-1] * algorithm", LAWS),
+    Mutant(49, "triton: a frozen chain goes on", CHAIN, "tl.where((first_bad >= 0)[None, :], x, moved)", "moved", ("tests/kernels/test_chain.py",)),
+    Mutant(52, "triton: a chain's noise starts anew", CHAIN, "first_step + k, first_chain + chains", "k, first_chain + chains", ("tests/kernels/test_chain.py",)),
+    Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(moved < low, low, tl.where(moved > high, high, moved))", "tl.where(moved > low, tl.where(moved < high, moved, high), low)", ("tests/kernels/test_chain.py",)),
+]
+
+IN_ARGUMENTS = [
+    Mutant(41, "a bool for a seed", "fastscore/_checks.py", "def integer(name: str, value: object, minimum: int, end: int) -> int:\n    \"\"\"`value` as an int in [minimum, end).\"\"\"\n    if isinstance(value, bool) or not", "def integer(name: str, value: object, minimum: int, end: int) -> int:\n    \"\"\"`value` as an int in [minimum, end).\"\"\"\n    if not", ERRORS),
+    Mutant(50, "a step size of NaN", "fastscore/_checks.py", "not math.isfinite(value) or value < 0", "value < 0", ERRORS),
+    Mutant(50, "a step size of 0", "fastscore/_checks.py", "or (positive and value == 0)", "", ERRORS),
+    Mutant(10, "tensors of two devices", "fastscore/_checks.py", "if a.device != b.device:", "if False:", ERRORS),
+    Mutant(49, "an integer score", "fastscore/_checks.py", "if not score.is_floating_point():", "if False:", ERRORS),
+]
+
+MUTANTS = [*IN_THE_NOISE, *IN_THE_STEP, *IN_NETWORKS, *IN_TRACES, *IN_SAMPLERS, *IN_ARGUMENTS]
