@@ -107,6 +107,16 @@ def floating_dtype(name: str, dtype: object) -> None:
         raise TypeError(f"{name} must be a floating point dtype, got {dtype!r}")
 
 
+def device(name: str, value: torch.device | str | None) -> None:
+    """None, or what torch takes for a device."""
+    if value is None:
+        return
+    try:
+        torch.device(value)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0', got {value!r}") from error
+
+
 def batch(name: str, x: object, *, allow_empty: bool = True) -> None:
     """A floating point tensor `[B, *event]` with at least one event dimension."""
     floating(name, x)

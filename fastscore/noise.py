@@ -114,4 +114,5 @@ def _arguments(
 
 
 def _device(device: torch.device | str | None) -> torch.device:
+    _checks.device("device", device)
     return torch.device(device) if device is not None else torch.get_default_device()

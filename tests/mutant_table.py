@@ -26,7 +26,12 @@ class Mutant:
         return first if first in ("kernels", "audit") else "plain"
 
 
-NOISE = ("tests/reference/test_philox.py",)
+P, M, C = "tests/reference/test_philox.py::", "tests/ops/test_mlp.py::", "tests/kernels/test_chain.py::"
+S, F, E = "tests/test_samplers.py::", "tests/test_samplers_faults.py::", "tests/test_errors.py::"
+D, U, L = "tests/test_divergence.py::", "tests/test_divergence_inputs.py::", "tests/test_samplers_laws.py::"
+K, G = "tests/kernels/test_mlp.py::", "tests/test_samplers_corrected.py::"
+
+NOISE = (P + "test_random123", P + "test_words_at_the_edges_of_32_bits", P + "test_stream_version_1_is_frozen")
 STEP = ("tests/reference/test_langevin.py", "tests/ops/test_langevin.py")
 PHILOX = "fastscore/reference/philox.py"
 OPS = "fastscore/ops/langevin.py"
@@ -35,19 +40,16 @@ FUSED_STEP = ("tests/kernels/test_langevin.py",)
 TRITON = "kernels/fastscore_kernels/philox.py"
 FUSED = "kernels/fastscore_kernels/langevin.py"
 CHAIN = "kernels/fastscore_kernels/chain.py"
-KERNEL_MLP = ("tests/kernels/test_mlp.py",)
-MLP = ("tests/ops/test_mlp.py",)
+KERNEL_MLP = (K + "test_values_and_all_gradients_match_brute_force",)
+MLP = (M + "test_values_and_all_gradients",)
 FORMS = "fastscore/ops/mlp_forms.py"
 LAPLACIAN = "fastscore/ops/mlp_laplacian.py"
 FUNCTIONS = "fastscore/ops/mlp_functions.py"
 TILES = "fastscore/ops/mlp_tiles.py"
 ACTIVATIONS = ("tests/reference/test_activations.py",)
-LAWS = ("tests/test_samplers_laws.py",)
-RESUME = ("tests/test_samplers.py",)
-FAULTS = ("tests/test_samplers_faults.py",)
-ERRORS = ("tests/test_errors.py",)
+ERRORS = (E + "test_a_bad_argument_is_named_before_any_work", E + "test_a_bad_answer_of_the_score_is_named")
 RULES = ("tests/house/test_rules.py",)
-TRACE = ("tests/test_divergence.py", "tests/test_divergence_inputs.py")
+TRACE = (D + "test_hutchinson_and_all_gradients", D + "test_hutchinson_mean_and_variance_are_their_formulas")
 
 # fmt: off
 
@@ -58,11 +60,11 @@ IN_THE_NOISE = [
     Mutant(2, "chain above 2^32 dropped", PHILOX, "stream + 256 * (chain >> 32)", "stream", NOISE),
     Mutant(38, "stream dropped", PHILOX, "stream + 256 * (chain >> 32)", "256 * (chain >> 32)", NOISE),
     Mutant(41, "seed above 2^32 dropped", PHILOX, "(seed >> 32) & MASK", "0", NOISE),
-    Mutant(42, "lanes swapped", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * sin, r * cos]", NOISE),
-    Mutant(42, "lanes copied", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * cos, r * cos]", NOISE),
-    Mutant(43, "tail cut at 5.68", PHILOX, "log = polynomial(f", "log = 0.9999 * polynomial(f", NOISE),
-    Mutant(44, "u may be 0", PHILOX, "(w0.to(dtype) + 0.5)", "w0.to(dtype)", NOISE),
-    Mutant(45, "sign of a bit", PHILOX, "1 - 2 * bits", "-1 + 2 * bits", NOISE),
+    Mutant(42, "lanes swapped", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * sin, r * cos]", (P + "test_layout_of_normals", P + "test_stream_version_1_is_frozen")),
+    Mutant(42, "lanes copied", PHILOX, "lanes += [r * cos, r * sin]", "lanes += [r * cos, r * cos]", (P + "test_no_copied_lanes", P + "test_stream_version_1_is_frozen")),
+    Mutant(43, "tail cut at 5.68", PHILOX, "log = polynomial(f", "log = 0.9999 * polynomial(f", (P + "test_normals_of_extreme_words", P + "test_the_tail_is_not_cut_and_has_no_atoms")),
+    Mutant(44, "u may be 0", PHILOX, "(w0.to(dtype) + 0.5)", "w0.to(dtype)", (P + "test_uniforms",)),
+    Mutant(45, "sign of a bit", PHILOX, "1 - 2 * bits", "-1 + 2 * bits", (P + "test_layout_of_signs", P + "test_stream_version_1_is_frozen")),
     Mutant(45, "triton: round", TRITON, "tl.static_range(10)", "tl.static_range(9)", ROUNDS),
     Mutant(2, "triton: chain above 2^32", TRITON, "(chain >> 32) << 8", "(chain >> 32) * 0", ROUNDS),
     Mutant(41, "triton: seed above 2^32", TRITON, "zero + key_high.to(tl.uint32)", "zero", ROUNDS),
@@ -93,7 +95,7 @@ IN_THE_STEP = [
     Mutant(50, "triton: one step size for all", FUSED, "step_size_ptr + feature", "step_size_ptr", FUSED_STEP),
     Mutant(7, "triton: strides ignored", FUSED, "x.contiguous(), score.contiguous()", "x, score", FUSED_STEP),
     Mutant(25, "triton: the input written to", FUSED, "torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device)", "x", FUSED_STEP),
-    Mutant(12, "a step size rounded to float32", "fastscore/samplers/langevin.py", "value, dtype=computed(x.dtype)", "value, dtype=torch.float32", ("tests/test_samplers_laws.py", "tests/ops/test_langevin.py")),
+    Mutant(12, "a step size rounded to float32", "fastscore/samplers/langevin.py", "value, dtype=computed(x.dtype)", "value, dtype=torch.float32", (L + "test_ula_after_k_steps_has_its_exact_law", "tests/ops/test_langevin.py")),
     Mutant(3, "triton: a grid of any size", "kernels/fastscore_kernels/launch.py", "programs >= 2**31", "programs >= 2**62", FUSED_STEP),
     Mutant(5, "triton: a masked load of anything", FUSED, "mask=feature < n_features, other=0.0", "mask=feature < n_features", RULES),
     Mutant(13, "triton: a product of any precision", "kernels/fastscore_kernels/chain_scores.py", "input_precision=PRECISION, out_dtype", "out_dtype", RULES),
@@ -101,16 +103,16 @@ IN_THE_STEP = [
 ]
 
 IN_NETWORKS = [
-    Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", MLP),
-    Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", MLP),
-    Mutant(48, "sum of the probes", FUNCTIONS, "weights.trace / count", "weights.trace", MLP),
-    Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", MLP),
-    Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", MLP),
-    Mutant(26, "autocast ignored", "fastscore/ops/mlp.py", "or torch.is_autocast_enabled(x.device.type) or", "or", MLP),
-    Mutant(14, "sums in half precision", "fastscore/_forms.py", "return x.float() if", "return x if", ("tests/test_losses.py", "tests/test_divergence_inputs.py")),
+    Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", (M + "test_second_derivative_with_constant_upstream",)),
+    Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", (M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice",)),
+    Mutant(48, "sum of the probes", FUNCTIONS, "weights.trace / count", "weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
+    Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
+    Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", (M + "test_every_subset_of_what_requires_grad",)),
+    Mutant(26, "autocast ignored", "fastscore/ops/mlp.py", "or torch.is_autocast_enabled(x.device.type) or", "or", (M + "test_autocast_is_the_plain_reference",)),
+    Mutant(14, "sums in half precision", "fastscore/_forms.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
     Mutant(20, "curvature term dropped", TILES, "dz.addcmul_(slopes[layer], jet[2], value=scale)", "pass", MLP),
     Mutant(20, "third derivative dropped", TILES, "dz.addcmul_(curvatures[layer], jet[3], value=scale)", "pass", MLP),
-    Mutant(32, "threads' gradients lost", TILES, "self.sums[key].add_(total)", "pass", ("tests/ops/test_cpu_threads.py",)),
+    Mutant(32, "threads' gradients lost", TILES, "self.sums[key].add_(total)", "pass", ("tests/ops/test_cpu_threads.py::test_threads_change_nothing_but_rounding",)),
     Mutant(9, "outputs with the strides of a view", TILES, "total.t() if key in self.flipped", "total if key in self.flipped", MLP),
     Mutant(20, "trace: residual term", FORMS, "through.add_(below)", "pass", MLP),
     Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g)]", "[through, self.carried]", MLP),
@@ -120,39 +122,39 @@ IN_NETWORKS = [
     Mutant(17, "gelu overflows", "fastscore/reference/activations.py", "z.clamp(-39, 39)", "z", ACTIVATIONS),
     Mutant(20, "silu''", "fastscore/reference/activations.py", "2 * s1 + z * s2", "s1 + z * s2", ACTIVATIONS),
     Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + last if mlp.residuals[-1] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
-    Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", KERNEL_MLP),
+    Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", (K + "test_strided_inputs_and_gradients",)),
     Mutant(20, "triton: curvature", "kernels/fastscore_kernels/mlp_backward.py", "dz2 = g * carried * e2", "dz2 = g * carried", KERNEL_MLP),
     Mutant(23, "triton: upstream of the trace", "kernels/fastscore_kernels/mlp_backward.py", "keep(gd2_ptr, g * d2", "keep(gd2_ptr, d2", KERNEL_MLP),
     Mutant(6, "triton: rows past the end", "kernels/fastscore_kernels/mlp_forward.py", "trace, mask=rows < n_rows - first", "trace, mask=rows < ROWS", KERNEL_MLP),
-    Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py",)),
+    Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py::test_a_changed_network_is_not_read_from_its_layers",)),
 ]
 
 IN_TRACES = [
     Mutant(48, "hutchinson: sum of the probes", "fastscore/divergence.py", "found, found.kept.mean(0)", "found, found.kept.sum(0)", TRACE),
     Mutant(48, "standard error of one probe", "fastscore/divergence.py", "(k * (k - 1))", "k", TRACE),
-    Mutant(46, "sign of a Laplacian", "fastscore/divergence.py", "-fast.traces[0]", "fast.traces[0]", ("tests/test_divergence_structured.py", "tests/test_divergence.py")),
+    Mutant(46, "sign of a Laplacian", "fastscore/divergence.py", "-fast.traces[0]", "fast.traces[0]", ("tests/test_divergence_structured.py::test_recognised_energies",)),
     Mutant(4, "a loss of no rows", "fastscore/losses.py", "    scale = scale_of(convention, reduction)\n    _checks.batch(\"x\", x, allow_empty=False)\n    _checks.flag(\"return_terms\", return_terms)\n    how", "    scale = scale_of(convention, reduction)\n    _checks.flag(\"return_terms\", return_terms)\n    how", ERRORS),
-    Mutant(24, "x detached", "fastscore/_products.py", "return x.view_as(x)", "return x.detach().requires_grad_()", TRACE),
-    Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", ("tests/test_divergence.py",)),
-    Mutant(29, "probes of a piece, not of the row", "fastscore/_forms.py", "right = directions(x, first, start, stop)", "right = directions(x, 0, start, stop)", TRACE),
+    Mutant(24, "x detached", "fastscore/_products.py", "return x.view_as(x)", "return x.detach().requires_grad_()", (D + "test_layers_that_forward_mode_gets_wrong_or_refuses", "tests/test_transforms.py::test_gradients_to_second_order")),
+    Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", (D + "test_layers_that_forward_mode_gets_wrong_or_refuses",)),
+    Mutant(29, "probes of a piece, not of the row", "fastscore/_forms.py", "right = directions(x, first, start, stop)", "right = directions(x, 0, start, stop)", (U + "test_probes_depend_on_seed_probe_and_row_alone",)),
 ]
 
 IN_SAMPLERS = [
-    Mutant(19, "a state in half precision", "fastscore/samplers/langevin.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", ("tests/test_samplers_laws.py",)),
-    Mutant(52, "a resumed chain starts anew", "fastscore/samplers/chain.py", "step = run.first_step + k", "step = k", RESUME),
-    Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.advance(state, run.first_step + k, n)", "algorithm.advance(state, k, n)", ("tests/ops/test_cpu_chain.py",)),
-    Mutant(39, "every part the first", "fastscore/samplers/langevin.py", "        first_chain=first_chain,\n        dtype=x.dtype,\n", "        first_chain=0,\n        dtype=x.dtype,\n", RESUME),
-    Mutant(49, "a chain that breaks is not told of", "fastscore/samplers/chain.py", "if self.policy != \"raise\":", "if True:", FAULTS),
-    Mutant(18, "one bad row freezes all", "fastscore/samplers/chain.py", "bad = ~torch.isfinite(new[0]).flatten(1).all(1)", "bad = ~torch.isfinite(new[0]).all().expand(len(new[0]))", FAULTS),
-    Mutant(49, "the last bad step, not the first", "fastscore/samplers/chain.py", "bad & (self.first_bad < 0), k", "bad, k", FAULTS),
-    Mutant(35, "what is kept, one late", "fastscore/samplers/chain.py", "divmod(k + 1 - self.burn_in, self.thin)", "divmod(k - self.burn_in, self.thin)", RESUME),
-    Mutant(47, "mala: the reverse proposal", "fastscore/samplers/mala.py", "to_log_prob - log_prob + back - forth", "to_log_prob - log_prob", ("tests/test_samplers_corrected.py",)),
-    Mutant(47, "baoab: friction", "fastscore/samplers/underdamped.py", "-2.0 * self.friction * a", "-self.friction * a", ("tests/test_samplers_corrected.py",)),
-    Mutant(47, "annealing: the ladder's step sizes", "fastscore/samplers/annealed.py", "step_size * (sigma / sigmas[-1]) ** 2", "step_size * (sigma / sigmas[-1])", LAWS),
-    Mutant(47, "annealing: Tweedie's formula", "fastscore/samplers/annealed.py", "levels[-1] ** 2 * algorithm", "levels[-1] * algorithm", LAWS),
-    Mutant(49, "triton: a frozen chain goes on", CHAIN, "tl.where((first_bad >= 0)[None, :], x, moved)", "moved", ("tests/kernels/test_chain.py",)),
-    Mutant(52, "triton: a chain's noise starts anew", CHAIN, "first_step + k, first_chain + chains", "k, first_chain + chains", ("tests/kernels/test_chain.py",)),
-    Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(moved < low, low, tl.where(moved > high, high, moved))", "tl.where(moved > low, tl.where(moved < high, moved, high), low)", ("tests/kernels/test_chain.py",)),
+    Mutant(19, "a state in half precision", "fastscore/samplers/langevin.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", (L + "test_small_steps_are_not_lost_in_a_narrow_state",)),
+    Mutant(52, "a resumed chain starts anew", "fastscore/samplers/chain.py", "step = run.first_step + k", "step = k", (S + "test_stopping_anywhere_and_going_on_gives_the_same_bits",)),
+    Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.advance(state, run.first_step + k, n)", "algorithm.advance(state, k, n)", ("tests/ops/test_cpu_chain.py::test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(39, "every part the first", "fastscore/samplers/langevin.py", "        first_chain=first_chain,\n        dtype=x.dtype,\n", "        first_chain=0,\n        dtype=x.dtype,\n", (S + "test_every_split_of_the_batch_gives_the_same_bits",)),
+    Mutant(49, "a chain that breaks is not told of", "fastscore/samplers/chain.py", "if self.policy != \"raise\":", "if True:", (F + "test_raise_names_chain_and_step",)),
+    Mutant(18, "one bad row freezes all", "fastscore/samplers/chain.py", "bad = ~torch.isfinite(new[0]).flatten(1).all(1)", "bad = ~torch.isfinite(new[0]).all().expand(len(new[0]))", (F + "test_freeze_keeps_the_last_finite_state_and_leaves_the_others_alone",)),
+    Mutant(49, "the last bad step, not the first", "fastscore/samplers/chain.py", "bad & (self.first_bad < 0), k", "bad, k", (F + "test_freeze_keeps_the_last_finite_state_and_leaves_the_others_alone", F + "test_raise_names_chain_and_step")),
+    Mutant(35, "what is kept, one late", "fastscore/samplers/chain.py", "divmod(k + 1 - self.burn_in, self.thin)", "divmod(k - self.burn_in, self.thin)", (S + "test_what_is_kept_is_every_thin_th_state_after_the_burn_in",)),
+    Mutant(47, "mala: the reverse proposal", "fastscore/samplers/mala.py", "to_log_prob - log_prob + back - forth", "to_log_prob - log_prob", (G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so", G + "test_detailed_balance_holds_pointwise")),
+    Mutant(47, "baoab: friction", "fastscore/samplers/underdamped.py", "-2.0 * self.friction * a", "-self.friction * a", (G + "test_one_baoab_step_is_its_formula",)),
+    Mutant(47, "annealing: the ladder's step sizes", "fastscore/samplers/annealed.py", "step_size * (sigma / sigmas[-1]) ** 2", "step_size * (sigma / sigmas[-1])", (L + "test_annealed_step_sizes_follow_the_ladder",)),
+    Mutant(47, "annealing: Tweedie's formula", "fastscore/samplers/annealed.py", "levels[-1] ** 2 * algorithm", "levels[-1] * algorithm", (L + "test_denoising_is_tweedies_formula",)),
+    Mutant(49, "triton: a frozen chain goes on", CHAIN, "tl.where((first_bad >= 0)[None, :], x, moved)", "moved", (C + "test_the_first_bad_step_of_every_chain",)),
+    Mutant(52, "triton: a chain's noise starts anew", CHAIN, "first_step + k, first_chain + chains", "k, first_chain + chains", (C + "test_cuts_in_time_and_in_the_batch_change_no_bit",)),
+    Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(moved < low, low, tl.where(moved > high, high, moved))", "tl.where(moved > low, tl.where(moved < high, moved, high), low)", (C + "test_the_first_bad_step_of_every_chain",)),
 ]
 
 IN_ARGUMENTS = [

@@ -10,10 +10,10 @@ mutant survives or no longer applies.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,75 +27,95 @@ from mutant_table import MUTANTS, Mutant
 ROOT = Path(__file__).parent.parent
 WORKERS = 2  # trees that are mutated and tested at the same time
 LIMIT = 300  # seconds: a mutant may make a loop endless
+IGNORED = shutil.ignore_patterns(".git", ".venv*", "out", ".*_cache", ".cache", ".hypothesis", "__pycache__")
+
+# Every run of pytest is a process forked from one that has imported torch: that import takes longer than most runs.
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+class FirstFailure:
+    """A plugin that remembers the first test that failed, or could not be collected."""
+
+    test: str | None = None
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """After every phase of a test."""
+        if report.failed and self.test is None:
+            self.test = report.nodeid
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def session(tree: Path, tests: tuple[str, ...], answer: Any) -> None:
+    """In a process of its own: run pytest in the tree; answer with its exit status and the first test that failed."""
+    interpreted = tests[0].startswith("tests/kernels")
+    os.chdir(tree)
+    sys.path[:0] = [str(tree), str(tree / "kernels")]
+    sys.dont_write_bytecode = True
+    os.environ.update(
+        PYTHONPATH=f"{tree}{os.pathsep}{tree / 'kernels'}",
+        PYTHONDONTWRITEBYTECODE="1",
+        TRITON_INTERPRET="1" if interpreted else "0",
+    )
+    with (tree / "log").open("w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        import pytest
+
+        first = FirstFailure()
+        options = ["-qx", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests]
+        status = pytest.main(options, plugins=[first])
+        import fastscore
+
+        assert Path(fastscore.__file__).is_relative_to(tree), "the tests are not those of the tree"
+    answer.send((int(status), first.test))
 
 
 def run(tree: Path, tests: tuple[str, ...]) -> tuple[int, str | None]:
     """Exit status of pytest in the tree, and the first test that failed; 124 for one that did not come to an end."""
-    interpreted = tests[0].startswith("tests/kernels")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'kernels'}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "TRITON_INTERPRET": "1" if interpreted else "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow and not gpu",
-        *tests,
-    ]
+    answer, of_child = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=session, args=(tree, tests, of_child))
+    process.start()
+    of_child.close()
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return 124, "no end"
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode, failed[0] if failed else None
-
-
-def killed(mutant: Mutant, tree: Path) -> str | None:
-    """The test that fails, or None if the mutant survives; the file of the copy is put right again."""
-    file = tree / mutant.file
-    text = file.read_text()
-    if text.count(mutant.old) != 1:
-        raise LookupError(f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}")
-    try:
-        file.write_text(text.replace(mutant.old, mutant.new))
-        status, test = run(tree, mutant.tests)
+        if not answer.poll(LIMIT):
+            return 124, "does not come to an end"
+        return answer.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return 125, None
     finally:
-        file.write_text(text)
-    return test if status in (1, 2, 124) else None
+        process.kill()
+        process.join()
 
 
 def report(mutant: Mutant, tree: Path) -> bool:
-    """Whether the mutant is killed; a line on how."""
-    began = time.monotonic()
-    try:
-        test = killed(mutant, tree)
-        verdict = "killed" if test else "SURVIVED"
-    except LookupError as error:
-        test, verdict = str(error), "STALE"
-    name = f"{mutant.bug:>2} {mutant.file}: {mutant.name}"
-    print(f"{verdict:9} {name}  {test or ''}  {time.monotonic() - began:.0f} s", flush=True)
+    """Whether the mutant is killed; a line on how. The file of the copy is put right again."""
+    began, file = time.monotonic(), tree / mutant.file
+    text = file.read_text()
+    if text.count(mutant.old) != 1:
+        verdict, test = "STALE", f"{mutant.old!r} stands there {text.count(mutant.old)} times"
+    else:
+        file.write_text(text.replace(mutant.old, mutant.new))
+        status, test = run(tree, mutant.tests)
+        file.write_text(text)
+        verdict = "killed" if status in (1, 2, 124) else "SURVIVED"
+    seconds = time.monotonic() - began
+    print(f"{verdict:9} {mutant.bug:>2} {mutant.file}: {mutant.name}  {test or ''}  {seconds:.0f} s", flush=True)
     return verdict == "killed"
 
 
 def main(words: list[str]) -> int:
     """Run the mutants whose file or name contains one of the words, or all."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    PROCESSES.set_forkserver_preload(["torch", "numpy", "pytest"])
     chosen = [m for m in MUTANTS if not words or any(w in m.file or w in m.name for w in words)]
-    with tempfile.TemporaryDirectory() as folder:
-        ignore = shutil.ignore_patterns(".git", ".venv*", "out", ".*_cache", ".cache", ".hypothesis", "__pycache__")
+    lanes: dict[str, set[str]] = {}
+    for mutant in chosen:
+        lanes.setdefault(mutant.lane, set()).update(mutant.tests)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(WORKERS) as pool:
         free: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for number in range(WORKERS):
-            tree = Path(folder) / f"tree{number}"
-            shutil.copytree(ROOT, tree, ignore=ignore)
-            free.put(tree)
+            free.put(Path(shutil.copytree(ROOT, Path(folder) / f"tree{number}", ignore=IGNORED)))
 
         def with_a_tree(job: Callable[[Path], Any]) -> Any:
             tree = free.get()
@@ -104,18 +124,13 @@ def main(words: list[str]) -> int:
             finally:
                 free.put(tree)
 
-        with ThreadPoolExecutor(WORKERS) as pool:
-            lanes: dict[str, set[str]] = {}
-            for mutant in chosen:
-                lanes.setdefault(mutant.lane, set()).update(mutant.tests)
-            sound = pool.map(lambda tests: with_a_tree(lambda tree: run(tree, tuple(sorted(tests)))), lanes.values())
-            if broken := [test for status, test in sound if status != 0]:
-                print(f"these tests fail without any mutant: {broken}")
-                return 1
-            verdicts = list(pool.map(lambda mutant: with_a_tree(lambda tree: report(mutant, tree)), chosen))
-    survivors = verdicts.count(False)
-    print(f"{len(chosen) - survivors} of {len(chosen)} killed, all of these without a GPU")
-    return 1 if survivors else 0
+        sound = pool.map(lambda tests: with_a_tree(lambda tree: run(tree, tuple(sorted(tests)))), lanes.values())
+        if broken := [test for status, test in sound if status != 0]:
+            print(f"these tests fail without any mutant: {broken}")
+            return 1
+        verdicts = list(pool.map(lambda mutant: with_a_tree(lambda tree: report(mutant, tree)), chosen))
+    print(f"{sum(verdicts)} of {len(chosen)} killed, without a GPU")
+    return 0 if all(verdicts) else 1
 
 
 if __name__ == "__main__":

@@ -270,8 +270,14 @@ RUNS = (
     + [(TypeError, "generator must be a torch.Generator, got int", lambda s: langevin(s, seed=None, generator=3))]
 )
 
+DEVICES = [
+    ("gpu", ValueError, "must be a device such as 'cpu' .*, got 'gpu'"),
+    (1.5, ValueError, r"must be a device such as 'cpu' .*, got 1\.5"),
+]
+
 DYNAMICS = (
-    over("step_size", lambda s, v: fs.LangevinDynamics(s, v), STEP_SIZES[:9])
+    over("device", lambda s, v: fs.LangevinDynamics(s, device=v), DEVICES)
+    + over("step_size", lambda s, v: fs.LangevinDynamics(s, v), STEP_SIZES[:9])
     + over("temperature", lambda s, v: fs.LangevinDynamics(s, temperature=v), TEMPERATURES[:2])
     + over(
         "dtype",
@@ -303,8 +309,18 @@ DYNAMICS = (
     ]
 )
 
+FIRST_CHAINS = [
+    (-1, ValueError, r"must be in \[0, 72057594037927933\), got -1"),
+    (2**56 - 3, ValueError, r"must be in \[0, 72057594037927933\), got 72057594037927933"),
+    (0.0, TypeError, r"must be an int, got 0\.0"),
+]
+
 TRACES = (
-    over("trace", lambda s, v: fs.divergence(s, X, trace=v), [("hutch", ValueError, "must be one of .* got 'hutch'")])
+    over("first_chain", lambda s, v: fs.divergence(s, X, first_chain=v), FIRST_CHAINS)
+    + over("first_chain", lambda s, v: fs.laplacian(s, X, first_chain=v), FIRST_CHAINS)
+    + over("first_chain", lambda s, v: implicit(s, first_chain=v), FIRST_CHAINS)
+    + over("first_chain", lambda s, v: denoising(s, first_chain=v), FIRST_CHAINS)
+    + over("trace", lambda s, v: fs.divergence(s, X, trace=v), [("hutch", ValueError, "must be one of .* got 'hutch'")])
     + over("probe", lambda s, v: fs.divergence(s, X, probe=v), [("gauss", ValueError, "must be one of .* got 'gauss'")])
     + over(
         "n_probes",
@@ -537,7 +553,8 @@ TARGETS = (
 )
 
 NOISE = (
-    over("seed", lambda _, v: noise.normal((4, 2), seed=v, stream=0), SEEDS)
+    over("device", lambda _, v: noise.normal((4, 2), seed=0, stream=0, device=v), DEVICES)
+    + over("seed", lambda _, v: noise.normal((4, 2), seed=v, stream=0), SEEDS)
     + over("seed", lambda _, v: noise.resolve_seed(v), SEEDS)
     + over(
         "step",

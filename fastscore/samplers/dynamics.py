@@ -48,6 +48,7 @@ class LangevinDynamics:
         chain.schedule("temperature", temperature, positive=False)
         _checks.choice("on_nonfinite", on_nonfinite, chain.POLICIES)
         _checks.floating_dtype("dtype", dtype)
+        _checks.device("device", device)
         self.score_fn, self.dtype, self.device = as_score(score_fn), dtype, device
         self._arguments: dict[str, Any] = {
             "step_size": step_size,

@@ -97,11 +97,5 @@ def test_what_kernels_do_not_call(call: str) -> None:
     ] == []
 
 
-def test_nothing_is_unpickled() -> None:
-    # A pickle is a program: loading one runs it.
-    banned = {"torch.load", "torch.save", "eval", "exec", "pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps"}
-    assert [f"{name}:{node.lineno}" for name, node in nodes(PACKAGE, KERNELS) if callee(node) in banned] == []  # type: ignore[attr-defined]
-
-
 def test_the_rules_are_checked_on_something() -> None:
     assert "tl.load" in {callee(node) for _, node in nodes(KERNELS)}
