@@ -71,18 +71,18 @@ def session(tree: Path, tests: tuple[str, ...], answer: Any) -> None:
     answer.send((int(status), first.test))
 
 
-def run(tree: Path, tests: tuple[str, ...]) -> tuple[int, str | None]:
+def run(tree: Path, tests: tuple[str, ...], limit: float = LIMIT) -> tuple[int, str | None]:
     """Exit status of pytest in the tree, and the first test that failed; 124 for one that did not come to an end."""
     answer, of_child = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=session, args=(tree, tests, of_child))
     process.start()
     of_child.close()
     try:
-        if not answer.poll(LIMIT):
+        if not answer.poll(limit):
             return 124, "does not come to an end"
         return answer.recv()  # type: ignore[no-any-return]
     except EOFError:
-        return 125, None
+        return 125, (tree / "log").read_text()[-500:]
     finally:
         process.kill()
         process.join()
@@ -124,7 +124,9 @@ def main(words: list[str]) -> int:
             finally:
                 free.put(tree)
 
-        sound = pool.map(lambda tests: with_a_tree(lambda tree: run(tree, tuple(sorted(tests)))), lanes.values())
+        sound = pool.map(
+            lambda tests: with_a_tree(lambda tree: run(tree, tuple(sorted(tests)), 10 * LIMIT)), lanes.values()
+        )
         if broken := [test for status, test in sound if status != 0]:
             print(f"these tests fail without any mutant: {broken}")
             return 1

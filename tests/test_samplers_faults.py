@@ -72,6 +72,17 @@ def test_freeze_catches_chains_that_break_at_different_steps() -> None:
     assert diagnostics["first_nonfinite"].tolist() == [-1, -1, 2, -1, -1, 5, -1, -1]
 
 
+def test_the_first_bad_step_is_kept_where_a_chain_stays_broken() -> None:
+    class Stays(Breaks):
+        def __call__(self, x: Tensor) -> Tensor:
+            self.at = max(4, self.calls)
+            return super().__call__(x)
+
+    kept, diagnostics = run(Stays(4, [3]), on_nonfinite="freeze", return_diagnostics=True)
+    assert diagnostics["first_nonfinite"].tolist() == [4 if b == 3 else -1 for b in range(8)]
+    assert torch.equal(kept[3], run(lambda x: -x, n_steps=4)[3])
+
+
 def test_ignore_lets_the_row_go_and_no_other() -> None:
     clean, found = run(lambda x: -x), run(Breaks(4, [3]), on_nonfinite="ignore")
     assert torch.isnan(found[3, 1]) and torch.equal(found[:3], clean[:3]) and torch.equal(found[4:], clean[4:])
