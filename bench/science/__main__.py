@@ -1,0 +1,47 @@
+"""Measure, record in bench/results/science.json, and draw bench/figures from that file and from nothing else.
+
+python -m bench.science                 # all of it: minutes
+python -m bench.science times           # one part; the others stay as they are
+python -m bench.science figures         # draw only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import clock
+from bench.science import descent, figures, gradients, ula
+
+RESULTS = Path(__file__).parents[1] / "results" / "science.json"
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "small_sigma": gradients.small_sigma,
+    "ula": ula.bias,
+    "descent": descent.curves,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.science", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("part", nargs="*", help=", ".join([*PARTS, "figures"]) + "; all without one")
+    chosen = parser.parse_args(argv).part or [*PARTS]
+    if unknown := set(chosen) - {*PARTS, "figures"}:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}")
+    for name in chosen:
+        if name in PARTS:
+            _record(name, {"machine": clock.machine(), "found": PARTS[name]()})
+    figures.draw(json.loads(RESULTS.read_text()))
+    return 0
+
+
+def _record(name: str, part: dict[str, Any]) -> None:
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[name] = part
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
