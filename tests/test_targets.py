@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, multivariate_normal
@@ -190,3 +192,40 @@ def test_errors_name_the_argument(make: object, message: str) -> None:
 def test_integer_points_are_refused() -> None:
     with pytest.raises(TypeError, match="x must"):
         targets.Gaussian([0.0], 1.0).score(torch.zeros(2, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("barrier", [0.3, 4.0, 40.0])
+def test_double_well_is_normalised_and_its_score_a_gradient(barrier: float) -> None:
+    target = targets.DoubleWell(2, barrier=barrier)
+    line = torch.linspace(-4, 4, 20001, dtype=torch.float64)
+    one = torch.stack([line, torch.ones_like(line)], 1)
+    at_one = target.log_prob(torch.ones(1, 2, dtype=torch.float64)) / 2  # the density of one coordinate there
+    assert math.isclose(torch.trapezoid((target.log_prob(one) - at_one).exp(), line), 1.0, rel_tol=1e-10)
+    x = X[:, :2].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(target.log_prob(x).sum(), x)
+    torch.testing.assert_close(target.score(X[:, :2]), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_double_well_samples_follow_its_law() -> None:
+    target = targets.DoubleWell(3, barrier=2.0)
+    x = target.sample(20_000, seed=5).double()
+    line = torch.linspace(-3, 3, 4001, dtype=torch.float64)
+    density = torch.exp(-2.0 * (line.square() - 1).square())
+    mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, line)])
+
+    def distribution(values: Any) -> Any:
+        return np.interp(values, line.numpy(), (mass / mass[-1]).numpy())
+
+    for coordinate in x.t():
+        assert kstest(coordinate.numpy(), distribution).pvalue > 1e-4
+    assert torch.corrcoef(x.t()).triu(1).abs().max() < 5 / 20_000**0.5
+    assert torch.equal(target.sample(7, seed=5), x[:7].float())
+    assert target.sample(0).shape == (0, 3)
+
+
+def test_double_well_refuses() -> None:
+    for arguments, named in (((0,), "dim"), ((2, 0.0), "barrier"), ((2, math.nan), "barrier")):
+        with pytest.raises(ValueError, match=named):
+            targets.DoubleWell(*arguments)
+    with pytest.raises(ValueError, match=r"x must have shape \[B, 2\], got \[4, 3\]"):
+        targets.DoubleWell(2).score(torch.zeros(4, 3))

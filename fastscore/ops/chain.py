@@ -35,6 +35,13 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class DoubleWell:
+    """`-4 b x (x^2 - 1)` in every coordinate."""
+
+    barrier: float
+
+
+@dataclass(frozen=True)
 class Network:
     """`c_out net(c_in x) + c_skip x`, or `-grad (c_out net(c_in x))` for an energy.
 
@@ -98,7 +105,7 @@ class TritonScore:
         return self.reference(x)
 
 
-Source: TypeAlias = Mixture | Network | TritonScore
+Source: TypeAlias = Mixture | DoubleWell | Network | TritonScore
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,10 @@ def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[st
     if isinstance(source, TritonScore):
         options = scores.launch_options(x.shape[1], False, x.device)
         return None if options is None else (chain, source.kernel, source.params, options)
+    if isinstance(source, DoubleWell):
+        options = scores.launch_options(x.shape[1], False, x.device)
+        barrier = torch.full((), source.barrier, dtype=x.dtype, device=x.device)
+        return None if options is None else (chain, scores.double_well, (barrier,), options)
     full = source.precisions.dim() == 3
     options = scores.launch_options(x.shape[1], full, x.device)
     if options is None or (full and x.dtype == torch.float64 and x.shape[1] > 8):

@@ -1,4 +1,4 @@
-"""Scores that a whole-chain kernel takes: mixtures, networks recognised as MLPs, Triton scores of one's own."""
+"""Scores that a whole-chain kernel takes: mixtures, double wells, networks recognised as MLPs, Triton scores of one's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastscore.ops import chain as ops
 from fastscore.reader import Reading, read
-from fastscore.targets import GaussianMixture
+from fastscore.targets import DoubleWell, GaussianMixture
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
     owner = getattr(score_fn, "__self__", None)
     if isinstance(score_fn, types.MethodType) and isinstance(owner, GaussianMixture):
         return _mixture(owner) if score_fn.__func__ is GaussianMixture.score and cond is None else None
+    if isinstance(score_fn, types.MethodType) and isinstance(owner, DoubleWell):
+        return ops.DoubleWell(owner.barrier) if score_fn.__func__ is DoubleWell.score and cond is None else None
     reading = _network(score_fn, x, cond)
     if reading is None:
         return None

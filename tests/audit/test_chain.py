@@ -106,9 +106,9 @@ def analytic():
         params, d, full = mixture(k, d, full)
         return pytest.param(score, params, d, full, id=name)
 
-    own = pytest.param(chain_scores.double_well, (0.5,), 2, False, id="own-2")
     return [
-        own,
+        pytest.param(chain_scores.double_well, (torch.ones(()),), 2, False, id="double-well-2"),
+        pytest.param(chain_scores.double_well, (torch.ones(()),), 32, False, id="double-well-32"),
         case("gaussian-2", chain_scores.gaussian, 1, 2, True),
         case("gaussian-16", chain_scores.gaussian, 1, 16, True),
         case("gaussian-64", chain_scores.gaussian, 1, 64, True),

@@ -15,8 +15,7 @@ from fastscore.ops import chain
 from fastscore.reader import read
 from fastscore.reference.mlp import MLP, energy_terms, forward
 from fastscore.samplers import annealed_langevin_dynamics
-from fastscore.targets import Gaussian, GaussianMixture
-from fastscore_kernels import chain_scores
+from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
 
 COUNTERS = {"seed": 2**63 + 5, "first_step": 2**32 - 20, "first_chain": 2**32 - 8}
 CUT = {"n_steps": 8, "burn_in": 2, "thin": 3}
@@ -26,6 +25,13 @@ CUT = {"n_steps": 8, "burn_in": 2, "thin": 3}
 def leaves(x, at, params):
     """Not finite outside |x| < limit."""
     return tl.where(tl.abs(x) < params[0], -x, params[1])
+
+
+@triton.jit
+def tilted_wells(x, at, params):
+    """-4 b x (x^2 - 1) - tilt: as a user would write it."""
+    barrier, tilt = params
+    return -4.0 * barrier * x * (x * x - 1.0) - tilt
 
 
 def covariance(d: int, k: int = 1) -> torch.Tensor:
@@ -94,9 +100,18 @@ def test_float64_keeps_its_digits(name, device):
     check(chain.run(source(target), x, step, n_kept=2, **CUT, **COUNTERS), reference(target.score, x), 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_double_wells(dtype, device):
+    target, x = DoubleWell(5, barrier=0.3), states(33, 5, device, dtype)
+    step = constant(x)
+    step = chain.Schedule(step.step_size.fill_(0.02), step.temperature.fill_(0.7), 2**30)
+    made = chain.run(chain.DoubleWell(0.3), x, step, n_kept=2, **CUT, **COUNTERS)
+    check(made, reference(target.score, x), 1e-12 if dtype == torch.float64 else 2e-6)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3, 6, 33])
 def test_a_score_of_ones_own(dim, device):
-    score = chain.TritonScore(chain_scores.double_well, (0.5,), lambda x: -2.0 * x * (x * x - 1.0))
+    score = chain.TritonScore(tilted_wells, (0.5, 0.1), lambda x: -2.0 * x * (x * x - 1.0) - 0.1)
     x = states(35, dim, device)
     made = chain.run(score, x, constant(x), n_kept=2, **CUT, **COUNTERS)
     check(made, reference(score, x))
@@ -104,7 +119,7 @@ def test_a_score_of_ones_own(dim, device):
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 9])
 def test_the_noise_is_the_contract_word_for_word(dim, device):
-    still = chain.TritonScore(chain_scores.double_well, (0.0,), torch.zeros_like)
+    still = chain.TritonScore(tilted_wells, (0.0, 0.0), torch.zeros_like)
     x = torch.zeros(33, dim, device=device)
     made = chain.run(still, x, constant(x, 0.5, 1.0), n_steps=1, seed=7, first_step=3, first_chain=2**33)
     assert torch.equal(made.x, noise.normal((33, dim), seed=7, stream=0, step=3, first_chain=2**33, device=device))
@@ -266,7 +281,7 @@ def test_inputs_are_not_changed_and_layout_does_not_matter(device):
 
 
 def test_what_is_declined(device):
-    own = chain.TritonScore(chain_scores.double_well, (1.0,), torch.zeros_like)
+    own = chain.TritonScore(tilted_wells, (1.0, 0.0), torch.zeros_like)
     assert chain.declined(own, torch.zeros(3, 65, device=device))
     assert chain.declined(own, torch.zeros(3, 2, dtype=torch.float16, device=device))
     assert chain.declined(own, torch.zeros(0, 2, device=device))

@@ -8,7 +8,7 @@ import torch
 from fastscore import EnergyMLP, ScoreMLP, annealed_langevin_dynamics, langevin_dynamics, use_backend
 from fastscore.ops import chain
 from fastscore.samplers import NonFiniteError
-from fastscore.targets import Gaussian, GaussianMixture
+from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def both(sampler, score_fn, x, **options):
 def scores():
     yield "mixture", GaussianMixture.ring(5, 2.0, 0.5).score, None
     yield "gaussian", Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).score, None
+    yield "double well", DoubleWell(2, barrier=0.5).score, None
     yield "network", ScoreMLP(2, width=32, depth=2), None
     yield "network with a condition", ScoreMLP(2, width=32, depth=2, cond_dim=1), torch.linspace(0.1, 1, 9)
     yield "energy", EnergyMLP(2, width=32, depth=2).score, None
