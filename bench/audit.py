@@ -139,7 +139,7 @@ def _langevin() -> Iterator[Case]:
                 name=f"langevin_step {dtype} D={features}",
                 kernel=langevin_step_kernel,
                 signature={**pointers, "step_size_ptr": compute, "temperature_ptr": compute, **_SIZES, **_COUNTERS},
-                constexprs={"PER_FEATURE": False, "LANES": min(4, features), **options},
+                constexprs={"STEP_ON_DEVICE": False, "PER_FEATURE": False, "LANES": min(4, features), **options},
                 elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * min(4, features),
                 aligned=aligned,
                 options=warps,

@@ -34,6 +34,11 @@ def kernels(name: str, device: torch.device) -> ModuleType | None:
     return module
 
 
+def graphs(device: torch.device) -> bool:
+    """Whether steps made of kernels on `device` can be captured in a graph and replayed."""
+    return device.type == "cuda" and kernels("langevin", device) is not None
+
+
 @functools.cache
 def _load(name: str) -> ModuleType | None:
     try:

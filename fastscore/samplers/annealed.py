@@ -11,6 +11,7 @@ from torch import Tensor
 from fastscore import _checks
 from fastscore.noise import resolve_seed
 from fastscore.ops import chain as _whole_chain
+from fastscore.ops import graph
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
@@ -38,6 +39,9 @@ class AnnealedLangevin:
         self.step_sizes = [step_size * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
         self.temperature, self.clamp = temperature, clamp
         self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
+        self.sigma = torch.empty(0)  # the noise level that a captured step reads, [B]
+        self.replayed: graph.ReplayedSteps | None = None
+        self.captured = False
 
     def init(self, x: Tensor) -> LangevinState:
         """The state at x."""
@@ -47,9 +51,9 @@ class AnnealedLangevin:
         """Step number k."""
         if (made := self.advance(state, k, 1)) is not None:
             return made
-        x, i = state.x, k // self.n_steps_each
-        score = self.score(x, self.sigmas[i])
-        a, t = as_tensor("step_size", self.step_sizes[i], x), as_tensor("temperature", self.temperature, x)
+        x = state.x
+        score = self.score(x, self.sigmas[k // self.n_steps_each])
+        a, t = self._settings(k, x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
@@ -61,7 +65,7 @@ class AnnealedLangevin:
         if not self.source.known:
             self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
         if (network := self.source.source) is None:
-            return None
+            return self._replay(x, k, n)
         a = torch.tensor(self.step_sizes, dtype=x.dtype, device=x.device)
         table = _whole_chain.Schedule(a, torch.full_like(a, self.temperature), self.n_steps_each, k)
         made = _whole_chain.run(
@@ -91,6 +95,30 @@ class AnnealedLangevin:
                 return None
             moved, k = made, until
         return moved
+
+    def _settings(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Step size and temperature of step k."""
+        a = self.step_sizes[k // self.n_steps_each]
+        return as_tensor("step_size", a, x), as_tensor("temperature", self.temperature, x)
+
+    def _replay(self, x: Tensor, k: int, n: int) -> LangevinState | None:
+        """Steps k to k + n - 1 by a CUDA graph, where that is worth it and can be."""
+        if not self.captured and n >= graph.SHORTEST:
+            self.captured, owner = True, getattr(self.score_fn, "__self__", self.score_fn)
+            self.sigma = torch.full((x.shape[0],), self.sigmas[0], dtype=self.dtype, device=x.device)
+            settings = (*self._settings(k, x), self.clamp, self.seed, self.first_chain)
+            self.replayed = graph.replayed(owner, self._score_at_level, x, *settings)
+        if self.replayed is None or n == 1:
+            return None
+
+        def rung(step: int) -> tuple[Tensor, Tensor]:
+            self.sigma.fill_(self.sigmas[step // self.n_steps_each])
+            return self._settings(step, x)
+
+        return LangevinState(self.replayed.run(x, k, n, rung))
+
+    def _score_at_level(self, x: Tensor) -> Tensor:
+        return evaluate(self.score_fn, x.to(self.dtype), self.sigma)
 
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """s(x, sigma), with sigma as `[B]`."""

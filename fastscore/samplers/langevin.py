@@ -11,6 +11,7 @@ from torch import Tensor
 from fastscore import _checks
 from fastscore.noise import resolve_seed
 from fastscore.ops import chain as _whole_chain
+from fastscore.ops import graph
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
@@ -111,6 +112,8 @@ class Langevin:
     ) -> None:
         self.score_fn, self.cond, self.clamp, self.dtype = score_fn, cond, check_clamp(clamp), dtype
         self.given, self.source = (step_size, temperature), whole.UNKNOWN
+        self.replayed: graph.ReplayedSteps | None = None
+        self.captured = False
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = seed, first_chain
@@ -124,8 +127,8 @@ class Langevin:
         if (made := self.advance(state, k, 1)) is not None:
             return made
         x = state.x
-        a, t = as_tensor("step_size", self.step_size(k), x), as_tensor("temperature", self.temperature(k), x)
-        score = evaluate(self.score_fn, x.to(self.dtype), self.cond)
+        a, t = self._settings(k, x)
+        score = self._score(x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
@@ -134,6 +137,8 @@ class Langevin:
         x = state.x
         if (made := self._whole(x, k, n)) is not None:
             return LangevinState(made.x)
+        if (replayed := self._graph(x, k, n)) is not None:
+            return LangevinState(replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x)))
         if self.dtype != torch.float32 or (target := compiled(self.score_fn, x, self.cond)) is None:
             return None
         steps = range(k, k + n)
@@ -144,13 +149,34 @@ class Langevin:
         )
         return None if moved is None else LangevinState(moved)
 
+    @property
+    def _constant(self) -> bool:
+        """Whether all steps have one step size and one temperature."""
+        return not (callable(self.given[0]) or callable(self.given[1]))
+
+    def _settings(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Step size and temperature of step k."""
+        return as_tensor("step_size", self.step_size(k), x), as_tensor("temperature", self.temperature(k), x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        """The score at the state, rounded to what the score function is given."""
+        return evaluate(self.score_fn, x.to(self.dtype), self.cond)
+
+    def _graph(self, x: Tensor, k: int, n: int) -> graph.ReplayedSteps | None:
+        """The step as a CUDA graph, captured when first worth it; None where it is not, or cannot be."""
+        if not self.captured and n >= graph.SHORTEST:
+            a, t = self._settings(k, x)
+            self.captured, owner = True, getattr(self.score_fn, "__self__", self.score_fn)
+            self.replayed = graph.replayed(owner, self._score, x, a, t, self.clamp, self.seed, self.first_chain)
+        return self.replayed if n > 1 else None
+
     def _whole(self, x: Tensor, k: int, n: int) -> _whole_chain.Result | None:
         """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.source(self.score_fn, x, self.cond) if self.dtype == x.dtype else None)
         if (source := self.source.source) is None:
             return None
-        constant = not (callable(self.given[0]) or callable(self.given[1]))
+        constant = self._constant
         if not constant and isinstance(source, _whole_chain.Network) and source.has_rows:
             return None  # its rows go by the level of the schedule
         steps = range(k, k + 1) if constant else range(k, k + n)

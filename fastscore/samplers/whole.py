@@ -1,4 +1,4 @@
-"""Scores that a whole-chain kernel takes: mixtures, double wells, networks recognised as MLPs, Triton scores of one's own."""
+"""Scores that a whole-chain kernel takes: analytic targets, networks recognised as MLPs, Triton scores of one's own."""
 
 from __future__ import annotations
 

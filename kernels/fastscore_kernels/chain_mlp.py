@@ -22,11 +22,12 @@ from fastscore_kernels.chain import generation, tile_order, to_tile
 
 ACTIVATIONS = ("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine")
 # The deepest network of a padded width whose tile spills no register on sm_90, by (energy, precision): a plain one, and
-# one with the exact gelu or, in "bf16x6" or an energy, residuals. An energy keeps the slopes of all its layers.
+# one with the exact gelu or, in "bf16x6", an energy or a width of 256, residuals. An energy keeps the slopes of all its
+# layers.
 DEEPEST = {
     (False, "bf16x6"): {32: (6, 6), 64: (6, 6), 128: (3, 0)},
-    (False, "tf32"): {32: (6, 6), 64: (6, 6), 128: (3, 2)},
-    (False, "bf16"): {32: (6, 6), 64: (6, 6), 128: (3, 0)},
+    (False, "tf32"): {32: (6, 6), 64: (6, 6), 128: (4, 4)},
+    (False, "bf16"): {32: (6, 6), 64: (6, 6), 128: (6, 6), 256: (2, 0)},
     (False, "ieee"): {32: (6, 6), 64: (3, 3)},
     (True, "bf16x6"): {32: (4, 4), 64: (3, 2)},
     (True, "tf32"): {32: (4, 4), 64: (3, 2), 128: (2, 0)},
@@ -235,27 +236,27 @@ def launch_options(
 ) -> dict[str, int] | None:
     """The tile of a network, or None: it would not fit in shared memory, or spill registers (see the audit)."""
     width, inputs, depth = padded_width(weights), padded_inputs(weights[0].shape[1]), len(weights) - 1
-    heavy = "gelu" in activations or (any(residuals) and (energy or precision == "bf16x6"))
+    heavy = "gelu" in activations or (any(residuals) and (energy or precision == "bf16x6" or width == 256))
     if depth > DEEPEST[energy, precision].get(width, (0, 0))[heavy] or inputs > 64 or (per_chain and width > 32):
         return None
     if inputs > 16 and width == 128 and (precision == "bf16x6" or heavy):
         return None
-    if not _fits_generation(generation(device), width, depth, energy, precision):
+    if not _fits_generation(generation(device), width, depth, energy, precision, heavy):
         return None
-    chains, warps = (128, 8) if width == 128 else (64, 4)
+    chains, warps = {128: (128, 8), 256: (64, 8)}.get(width, (64, 4))
     numbers = 2 * width * inputs + (depth - 1) * width * width * (1 + energy)
     if _BYTES[precision] * numbers + 4 * chains * inputs > _shared_memory(device):
         return None
     return {"BLOCK_CHAINS": chains, "num_warps": warps, "num_stages": 1}
 
 
-def _fits_generation(generation: int, width: int, depth: int, energy: bool, precision: str) -> bool:
-    """Whether the tile of an sm_90 is one elsewhere: before it "bf16x6" spills, after it tensor memory is the limit."""
+def _fits_generation(generation: int, width: int, depth: int, energy: bool, precision: str, heavy: bool) -> bool:
+    """Whether the tile of an sm_90 is one elsewhere: before it registers spill, after it tensor memory is full."""
     if generation in (0, 9):
         return True
     if generation < 9:
-        return precision != "bf16x6" and not energy and width <= 128
-    return not energy and precision == "tf32" and width * depth <= 256
+        return precision != "bf16x6" and not energy and (width < 128 or (width == 128 and not heavy))
+    return not energy and width * depth <= {"tf32": 256, "bf16": 384}.get(precision, 0)
 
 
 def _shared_memory(device: torch.device) -> int:

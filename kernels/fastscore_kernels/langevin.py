@@ -22,6 +22,7 @@ def langevin_step_kernel(
     key_high,
     step,
     temperature_ptr,
+    STEP_ON_DEVICE: tl.constexpr,
     PER_FEATURE: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK_CHAINS: tl.constexpr,
@@ -29,12 +30,15 @@ def langevin_step_kernel(
 ):
     """One tile of [BLOCK_CHAINS, BLOCK_GROUPS] counters; each gives the features g, G + g, 2 G + g and 3 G + g.
 
-    Rows of fewer than four features have fewer LANES, and the noise of the others is not made.
+    Rows of fewer than four features have fewer LANES, and the noise of the others is not made. STEP_ON_DEVICE: `step`
+    is a pointer, so that a captured launch makes new noise when it is replayed.
     """
     DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
     chain = first_chain + first_row + rows
+    if STEP_ON_DEVICE:
+        step = tl.load(step)
     w0, w1, w2, w3 = philox.words(key_low, key_high, 0, step, chain, groups)
     e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, DOUBLE)
     two_t = 2.0 * tl.load(temperature_ptr).to(COMPUTE)
@@ -58,12 +62,13 @@ def langevin_step(
     step_size: torch.Tensor,
     temperature: torch.Tensor,
     seed: int,
-    step: int,
+    step: int | torch.Tensor,
     first_chain: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The next state of `[B, D]`; step_size is 0-dim or `[D]`, temperature 0-dim, both on the device.
 
+    A step on the device is one int32, the bits of the number.
     `out` may be x itself: each element is read before it is written, by the same thread.
     """
     x, score, step_size = x.contiguous(), score.contiguous(), step_size.contiguous()
@@ -71,7 +76,7 @@ def langevin_step(
     out = torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device) if out is None else out
     n_groups = triton.cdiv(n_features, 4)
     grid, options = tile_counters(n_chains, n_groups, x.dtype)
-    key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
+    key_low, key_high = philox.as_int32(seed, seed >> 32)
     with device_of(x):
         langevin_step_kernel[grid](
             out_ptr=out,
@@ -84,8 +89,9 @@ def langevin_step(
             first_chain=first_chain,
             key_low=key_low,
             key_high=key_high,
-            step=low_step,
+            step=step if isinstance(step, torch.Tensor) else philox.as_int32(step)[0],
             temperature_ptr=temperature,
+            STEP_ON_DEVICE=isinstance(step, torch.Tensor),
             PER_FEATURE=step_size.dim() == 1,
             LANES=min(4, n_features),
             **options,

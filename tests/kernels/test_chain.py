@@ -16,6 +16,7 @@ from fastscore.reader import read
 from fastscore.reference.mlp import MLP, energy_terms, forward
 from fastscore.samplers import annealed_langevin_dynamics
 from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
+from fastscore_kernels import chain_scores
 
 COUNTERS = {"seed": 2**63 + 5, "first_step": 2**32 - 20, "first_chain": 2**32 - 8}
 CUT = {"n_steps": 8, "burn_in": 2, "thin": 3}
