@@ -26,13 +26,14 @@ import torch
 
 from fastscore.ops._cpu_source import STEP
 from fastscore.ops._cpu_source_chain import CHAIN
+from fastscore.ops._cpu_source_layers import LAYERS
 from fastscore.ops._cpu_source_network import NETWORK
 from fastscore.reference import philox
 
-SOURCE = STEP + CHAIN + NETWORK
+SOURCE = STEP + CHAIN + LAYERS + NETWORK
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-_MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}
+_MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}
 _SECONDS = 60  # a compiler that takes longer is stuck
 
 

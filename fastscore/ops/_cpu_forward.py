@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from fastscore.ops import _cpu_threads
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_tiles import Scratch, _scratch, tile_rows, tiles
+from fastscore.ops.mlp_passes import Scratch, kept
+from fastscore.ops.mlp_tiles import tile_rows, tiles
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -20,7 +21,7 @@ def forward(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> Tensor:
     size, out = tile_rows(x, mlp, 1), x.new_empty(len(x), len(mlp.weights[-1]))
 
     def run(part: slice) -> None:
-        scratch = _scratch(x)
+        scratch = kept(x, mlp)
         for rows in tiles(part, size):
             _tile(mlp, x[rows], shifts, rows, out[rows], scratch)
 

@@ -13,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_tiles import Gradients, Scratch
+from fastscore.ops.mlp_passes import Scratch
+from fastscore.ops.mlp_tiles import Gradients
 from fastscore.reference.mlp import MLP
 
 Jets = list[tuple[Tensor, ...]]
@@ -49,7 +51,7 @@ class Bilinear:
         total = slope @ self.parameters[-1] if self.direct else slope.new_zeros(())
         if self.deep:
             self.carried = matmul(slope, self.parameters[0].t(), scratch("carried", *jets[1][1].shape))
-            total = torch.mul(self.carried, jets[1][1], out=scratch("temporary", *self.carried.shape)).sum(1) + total
+            total = mlp_passes.row_products(self.carried, jets[1][1], scratch) + total
         return (total.unsqueeze(1),)
 
     def pullback(
@@ -77,15 +79,6 @@ class Bilinear:
 def _carry(tangents: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """`T W` for `[n, K, H]` tangents: one matrix product over all of them."""
     return matmul(tangents.flatten(0, 1), weight, out.view(-1, out.shape[-1])).view(out.shape)
-
-
-def _contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor:
-    """`sum_k left[k] * right[k]`, from `[n, K, H]` to `[n, H]`."""
-    count, columns, width = left.shape
-    if columns == 1:
-        return torch.mul(left, right, out=scratch(name, count, 1, width)).view(count, width)
-    product = torch.mul(left, right, out=scratch("contracted", *left.shape))
-    return torch.sum(product, 1, out=scratch(name, count, width))
 
 
 class Tangents:
@@ -121,7 +114,8 @@ class Tangents:
         carried = matmul(jets[0][1], inward.t(), scratch("Q1", count, len(inward))).view(count, columns, -1)
         self.carried = [carried]  # Q_l of layers 1 to meet
         for layer, weight in enumerate(middle, 2):
-            tangents = torch.mul(carried, jets[layer - 1][1].unsqueeze(1), out=scratch(f"T{layer - 1}", *carried.shape))
+            room = scratch(f"T{layer - 1}", *carried.shape)
+            tangents = mlp_passes.spread(carried, jets[layer - 1][1], room, scratch)
             if self.residuals[layer - 1]:
                 tangents.add_(self.below[-1])  # type: ignore[arg-type]
             self.below.append(tangents)
@@ -130,8 +124,8 @@ class Tangents:
         self.cotangents = matmul(jets[-1][1], outward.t(), scratch("P", count, len(outward))).view(carried.shape)
         if self.residuals[-1]:
             self.cotangents.add_(last)
-        self.met = _contract(self.cotangents, carried, "met", scratch)
-        total = (self.met * jets[self.meet][1]).sum(1)
+        self.met = mlp_passes.contract(self.cotangents, carried, "met", scratch)
+        total = mlp_passes.row_products(self.met, jets[self.meet][1], scratch)
         if self.residuals[self.meet]:
             total = total + (self.cotangents * self.below[-1]).sum((1, 2))  # type: ignore[operator]
         return (total.unsqueeze(1),)
@@ -149,11 +143,13 @@ class Tangents:
         residual = None  # the gradient in T_l that goes straight to T_{l-1}
         if self.residuals[layer]:
             residual = _weighted(scratch("dT", *cotangents.shape).copy_(cotangents), g)
-        _weighted(cotangents.mul_(slopes[layer].unsqueeze(1)), g)  # dQ
-        carried.mul_(slopes[layer].unsqueeze(1))
+        scaled = slopes[layer] if g is None else slopes[layer] * g
+        mlp_passes.spread(cotangents, scaled, cotangents, scratch)  # dQ
         if self.residuals[layer]:
-            carried.add_(self.below[-1])  # type: ignore[arg-type]
-        _weighted(carried, g)  # dP
+            mlp_passes.spread(carried, slopes[layer], carried, scratch).add_(self.below[-1])  # type: ignore[arg-type]
+            _weighted(carried, g)
+        else:
+            mlp_passes.spread(carried, scaled, carried, scratch)  # dP
 
         flat = carried.view(len(carried), -1)
         gradients[-1] = matmul(flat, outward, scratch("dslope_last", *slopes[-1].shape))
@@ -170,15 +166,15 @@ class Tangents:
             if residual is not None:
                 arriving.add_(residual)
             layer -= 1
-            gradients[layer] = _contract(arriving, self.carried[layer - 1], f"dslope{layer}", scratch)
+            gradients[layer] = mlp_passes.contract(arriving, self.carried[layer - 1], f"dslope{layer}", scratch)
             residual = arriving if self.residuals[layer] else None
-            change = torch.mul(arriving, slopes[layer].unsqueeze(1), out=scratch("dQ", *arriving.shape))
+            change = mlp_passes.spread(arriving, slopes[layer], scratch("dQ", *arriving.shape), scratch)
 
         flat = change.view(len(change), -1)
         gradients[0] = matmul(flat, inward, scratch("dslope0", *slopes[0].shape))
         sums.product(("form", 0), flat, slopes[0])
         if residual is not None:
-            gradients[0].add_(_contract(residual, first, "dslope_first", scratch))
+            gradients[0].add_(mlp_passes.contract(residual, first, "dslope_first", scratch))
             sums.total(("form", 2), residual.mul_(slopes[0].unsqueeze(1)))
         return gradients, None
 
@@ -202,16 +198,17 @@ class Quadratic:
         count, columns = self.drawn.shape[:2]
         entering = _carry(self.drawn, first.t(), scratch("Q0", count, columns, len(first)))
         self.carried = [entering]  # Q_l = W_l T_{l-1}; W_1 v for the first layer
-        self.tangents = [torch.mul(entering, jets[0][1].unsqueeze(1), out=scratch("T0", *entering.shape))]
+        self.tangents = [mlp_passes.spread(entering, jets[0][1], scratch("T0", *entering.shape), scratch)]
         for layer, weight in enumerate(middle, 1):
             carried = _carry(self.tangents[-1], weight.t(), scratch(f"Q{layer}", count, columns, len(weight)))
-            tangents = torch.mul(carried, jets[layer][1].unsqueeze(1), out=scratch(f"T{layer}", *carried.shape))
+            tangents = mlp_passes.spread(carried, jets[layer][1], scratch(f"T{layer}", *carried.shape), scratch)
             if self.residuals[layer]:
                 tangents.add_(self.tangents[-1])
             self.carried.append(carried)
             self.tangents.append(tangents)
         self.leaving = _carry(self.drawn, last, scratch("P", count, columns, last.shape[1]))
-        return (torch.mul(self.leaving, self.tangents[-1], out=scratch("product3", *self.leaving.shape)).sum(2),)
+        met = mlp_passes.row_products(self.leaving.flatten(0, 1), self.tangents[-1].flatten(0, 1), scratch)
+        return (met.view(count, columns),)
 
     def pullback(
         self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
@@ -224,10 +221,10 @@ class Quadratic:
         sums.product(("form", depth), drawn.flatten(0, 1), self.tangents[-1].flatten(0, 1))
         gradients: list[Tensor] = []
         for layer in range(depth - 1, -1, -1):
-            gradients.insert(0, _contract(arriving, self.carried[layer], f"dslope{layer}", scratch))
+            gradients.insert(0, mlp_passes.contract(arriving, self.carried[layer], f"dslope{layer}", scratch))
             straight = arriving if self.residuals[layer] else None
             room = arriving if straight is None else scratch("dQ", *arriving.shape)
-            change = torch.mul(arriving, jets[layer][1].unsqueeze(1), out=room)
+            change = mlp_passes.spread(arriving, jets[layer][1], room, scratch)
             before = self.tangents[layer - 1] if layer else self.drawn
             sums.product(("form", layer), change.flatten(0, 1), before.flatten(0, 1))
             if layer:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_forms import Jets, _carry, _contract
-from fastscore.ops.mlp_tiles import Gradients, Scratch
+from fastscore.ops.mlp_forms import Jets, _carry
+from fastscore.ops.mlp_passes import Scratch
+from fastscore.ops.mlp_tiles import Gradients
 from fastscore.reference.mlp import MLP
 
 
@@ -52,7 +54,7 @@ class Laplacian:
         laplacian = score.new_zeros(count)
         for adjoint, jet, norm in zip(self.adjoints, jets, self.norms, strict=True):
             product = torch.mul(adjoint, jet[2], out=scratch("product2", *jet[2].shape))
-            laplacian += product @ norm if norm.ndim == 1 else product.mul_(norm).sum(1)
+            laplacian += product @ norm if norm.ndim == 1 else mlp_passes.row_products(product, norm, scratch)
         return score, laplacian
 
     def _norms(self, jets: Jets, scratch: Scratch) -> list[Tensor]:
@@ -72,9 +74,9 @@ class Laplacian:
             elif below is not None:
                 carried = _carry(below, middle[layer - 1].t(), carried)
             self.carried.append(carried)
-            norms.append(_contract(carried, carried, f"norm{layer}", scratch))
+            norms.append(mlp_passes.contract(carried, carried, f"norm{layer}", scratch))
             if layer < len(jets) - 1:
-                tangents = torch.mul(carried, jets[layer][1].unsqueeze(1), out=scratch(f"T{layer}", *carried.shape))
+                tangents = mlp_passes.spread(carried, jets[layer][1], scratch(f"T{layer}", *carried.shape), scratch)
                 self.tangents.append(tangents.add_(below) if self.residuals[layer] and below is not None else tangents)
         return norms
 
@@ -102,12 +104,11 @@ class Laplacian:
         slopes = [torch.zeros_like(jet[1]) for jet in jets]
         arriving: Tensor | None = None
         for layer in range(len(jets) - 1, 0, -1):
-            carried, slope = self.carried[layer - 1], jets[layer][1].unsqueeze(1)
+            carried, slope = self.carried[layer - 1], jets[layer][1]
             if arriving is not None:
-                slopes[layer] = _contract(arriving, carried, f"dslope{layer}", scratch)
-            change = carried.mul_(on_norms[layer].unsqueeze(1)).mul_(2)
-            if arriving is not None:
-                change.addcmul_(arriving, slope)
+                slopes[layer] = mlp_passes.contract(arriving, carried, f"dslope{layer}", scratch)
+            plus = None if arriving is None else (arriving, slope)
+            change = mlp_passes.spread(carried, on_norms[layer], carried, scratch, scale=2.0, plus=plus)
             straight = arriving if self.residuals[layer] else None
             below = self.tangents[layer - 1]
             if layer == 1:
@@ -115,7 +116,7 @@ class Laplacian:
                 slopes[0] = matmul(flat, inward, scratch("dslope0", *slopes[0].shape))
                 sums.product(("form", 1), flat, jets[0][1])
                 if straight is not None:
-                    slopes[0].add_(_contract(straight, first, "dslope_first", scratch))
+                    slopes[0].add_(mlp_passes.contract(straight, first, "dslope_first", scratch))
                     sums.total(("form", 2), straight.mul_(jets[0][1].unsqueeze(1)))
             elif below is not None:
                 sums.product(("form", 3 + layer), change.flatten(0, 1), below.flatten(0, 1))

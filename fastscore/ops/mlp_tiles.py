@@ -13,17 +13,15 @@ outputs and its contribution to the gradients, so memory does not depend on the 
 from __future__ import annotations
 
 import copy
-import math
-import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_threads
+from fastscore.ops import _cpu_threads, mlp_passes
 from fastscore.ops._cpu import accumulate, matmul
-from fastscore.reference.activations import ACTIVATIONS
+from fastscore.ops.mlp_passes import Scratch
 from fastscore.reference.mlp import MLP, Shifts
 
 Key = tuple[str, int]
@@ -33,46 +31,6 @@ Upstream = Callable[[slice, Tensor, tuple[Tensor, ...]], tuple[Tensor | None, tu
 # cache; a GPU wants its arrays large instead.
 _TILE = {"cpu": 1 << 18}
 _TILE_ELSEWHERE = 1 << 24
-# What a thread keeps between calls: enough for the usual network, and the shapes of a few batch sizes.
-_KEPT_BYTES = 64 << 20
-_KEPT_VIEWS = 1000
-
-
-class Scratch:
-    """Buffers by name, reused from tile to tile: fresh memory costs more in page faults than the arithmetic on it."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like.new_empty(())
-        self.buffers: dict[str, Tensor] = {}
-        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return a contiguous tensor of `shape` with anything in it; the same memory for the same name."""
-        view = self.views.get((name, shape))
-        if view is None:
-            size = math.prod(shape)
-            buffer = self.buffers.get(name)
-            if buffer is None or len(buffer) < size:
-                buffer = self.buffers[name] = self.like.new_empty(size)
-                self.views = {key: old for key, old in self.views.items() if key[0] != name}
-            view = self.views[name, shape] = buffer[:size].view(shape)
-        return view
-
-    def nbytes(self) -> int:
-        """The memory held."""
-        return sum(buffer.nbytes for buffer in self.buffers.values())
-
-
-_local = threading.local()
-
-
-def _scratch(like: Tensor) -> Scratch:
-    """This thread's scratch for the dtype and device of `like`, kept between calls while it is small."""
-    kept: dict[tuple[torch.dtype, torch.device], Scratch] = _local.__dict__.setdefault("kept", {})
-    found = kept.get((like.dtype, like.device))
-    if found is None or found.nbytes() > _KEPT_BYTES or len(found.views) > _KEPT_VIEWS:
-        found = kept[like.dtype, like.device] = Scratch(like)
-    return found
 
 
 class Gradients:
@@ -136,33 +94,19 @@ def tiles(part: slice, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size))
 
 
-def derivatives(name: str, z: Tensor, order: int, scratch: Scratch, layer: int) -> tuple[Tensor, ...]:
-    """`ACTIVATIONS[name].derivatives(z, order)`, for SiLU up to the second in few passes; may overwrite z.
-
-    With `s = sigmoid(z)` and `h = z s`: `phi' = s + h - h s` and `phi'' = s + phi' - 2 s phi'`.
-    """
-    if name != "silu" or not 1 <= order <= 2:
-        return ACTIVATIONS[name].derivatives(z, order)
-    s = torch.sigmoid(z, out=scratch("temporary", *z.shape))
-    h = torch.mul(z, s, out=scratch(f"phi{layer}", *z.shape))
-    slope = torch.add(s, h, out=scratch(f"slope{layer}", *z.shape)).addcmul_(h, s, value=-1)
-    if order == 1:
-        return h, slope
-    return h, slope, torch.add(slope, s, out=z).addcmul_(slope, s, value=-2)
-
-
 def ascend(
     mlp: MLP, x: Tensor, shifts: Shifts, rows: slice, order: int, scratch: Scratch
 ) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
     """Return the output of a tile, `h_0 = x, h_1, ..., h_L`, and the jets `(phi, phi', ...)` of every hidden layer."""
     values, jets = [x], []
     for layer, weight in enumerate(mlp.weights):
-        z = matmul(values[-1], weight.t(), scratch(f"z{layer}", len(x), len(weight)), mlp.biases[layer])
+        bias, last = mlp.biases[layer], layer == mlp.depth
+        z = matmul(values[-1], weight.t(), scratch(f"z{layer}", len(x), len(weight)), bias if last else None)
         if shifts and (shift := shifts[layer]) is not None:
             z.add_(shift[rows])
-        if layer == mlp.depth:
+        if last:
             break
-        jet = derivatives(mlp.activations[layer], z, order, scratch, layer)
+        jet = mlp_passes.derivatives(mlp.activations[layer], z, bias, order, scratch, layer)
         jets.append(jet)
         residual = mlp.residuals[layer]
         values.append(torch.add(jet[0], values[-1], out=scratch(f"h{layer}", *z.shape)) if residual else jet[0])
@@ -189,14 +133,14 @@ def descend(
     above: Tensor | None = None
     for layer in range(mlp.depth, -1, -1):
         if layer < mlp.depth:
-            jet = jets[layer]
-            dz = jet[1].zero_() if above is None else jet[1].mul_(above)
-            dz.addcmul_(slopes[layer], jet[2], value=scale)
+            bent = [(slopes[layer], jets[layer][2])]
             if curvatures is not None:
-                dz.addcmul_(curvatures[layer], jet[3], value=scale)
+                bent.append((curvatures[layer], jets[layer][3]))
+            dz = mlp_passes.pull(jets[layer][1], above, bent, scale, sums.sums.get(("bias", layer)), scratch)
+        elif dz is not None:
+            sums.total(("bias", layer), dz)
         if dz is not None:
             sums.product(("weight", layer), dz, values[layer])
-            sums.total(("bias", layer), dz)
             yield layer, dz
             if layer == 0:
                 return
@@ -212,7 +156,7 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
     size = tile_rows(x, mlp, form.columns)
 
     def run(part: slice) -> list[Tensor]:
-        scratch, own, outputs = _scratch(x), copy.copy(form), None
+        scratch, own, outputs = mlp_passes.kept(x, mlp), copy.copy(form), None
         for rows in tiles(part, size):
             out, _, jets = ascend(mlp, x[rows], shifts, rows, own.order, scratch)
             outputs = _store(outputs, rows, part, (out, *own.value(rows, jets, scratch)))
@@ -246,7 +190,7 @@ def differentiate(
     size = tile_rows(x, mlp, form.columns)
 
     def run(part: slice) -> Gradients:
-        scratch, own = _scratch(x), copy.copy(form)
+        scratch, own = mlp_passes.kept(x, mlp), copy.copy(form)
         sums = Gradients({key: tensor for key, tensor in wanted.items() if key not in batch})
         for rows in tiles(part, size):
             out, values, jets = ascend(mlp, x[rows], shifts, rows, own.order + 1, scratch)

@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fastscore.ops import _cpu, mlp_tiles
+from fastscore.ops import _cpu, _cpu_layers, mlp_passes, mlp_tiles
 from fastscore.ops import mlp as ops
 from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
@@ -100,7 +100,10 @@ class Case:
         tensors = {name: t.detach().clone().requires_grad_(name in names) for name, t in self.given().items()}
         outputs = function(tensors)
         total = sum(
-            (torch.randn(out.shape, generator=torch.Generator().manual_seed(i), dtype=out.dtype) * out).sum()
+            (
+                torch.randn(out.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(out.dtype)
+                * out
+            ).sum()
             for i, out in enumerate(outputs)
             if out.requires_grad
         )
@@ -517,11 +520,27 @@ def test_a_product_either_way(monkeypatch, sizes):
         torch.testing.assert_close(total.double(), 1 + left.double().t() @ other.double(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "weighted" not in kind])
+def test_float32_with_and_without_compiled_passes(kind, compiled, small_tiles, monkeypatch):
+    monkeypatch.setattr(_cpu_layers, "_REPAYS", 0 if compiled else 1 << 60)
+    for seed, shape in enumerate(SHAPES):
+        case = Case(shape, kind, seed, batch=37)
+        exact = case.gradients(case.plain, tuple(case.given()))
+        case.tensors = {name: None if t is None else t.float() for name, t in case.tensors.items()}
+        values, gradients = case.gradients(case.fast, tuple(case.given()))
+        for got, want in zip((*values, *gradients.values()), (*exact[0], *exact[1].values()), strict=True):
+            if got is not None:
+                want = torch.zeros_like(got, dtype=torch.float64) if want is None else want
+                assert got.dtype == torch.float32
+                torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * max(1.0, float(want.abs().max())))
+
+
 def test_large_scratch_is_given_back(monkeypatch):
-    monkeypatch.setattr(mlp_tiles, "_KEPT_BYTES", 1000)
+    monkeypatch.setattr(mlp_passes, "_KEPT_BYTES", 1000)
     case = Case((2, (64, 64), ()), "loss", 0)
     case.fast(case.given())
-    first = mlp_tiles._scratch(case.given()["x"])
+    first = mlp_passes.kept(case.given()["x"], case.parts(case.given())[0])
     assert first.nbytes() <= 1000
 
 

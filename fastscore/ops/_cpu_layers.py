@@ -1,0 +1,97 @@
+"""The compiled passes over a layer of a network (`fastscore.ops._cpu_source_layers`), on contiguous float32 tensors.
+
+Whether they serve a batch depends on its size and on the machine, never on what ran before: what a training run
+computes does not change from one run to the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore import _config
+from fastscore.ops import _cpu_build
+from fastscore.reference.activations import ACTIVATIONS
+
+_REPAYS = 1 << 16  # elements of a layer of a batch: a few hundred steps of it repay the compilation
+_INDEX = {"silu": 0, "softplus": 1, "tanh": 2, "softsign": 3}  # in the table of C's `jets`
+_UINT, _SIZE, _POINTER, _FLOAT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_float
+
+
+class Layers:
+    """The functions of the library, on tensors; what is not contiguous is copied first."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._jets, self._pull, self._row_products = library.jets, library.pull, library.row_products
+        self._contract, self._spread = library.contract, library.spread
+        self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4)
+        self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
+        self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
+        self._contract.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
+        self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 5)
+        for function in (self._jets, self._pull, self._row_products, self._contract, self._spread):
+            function.restype = None
+
+    def jets(self, name: str, z: Tensor, bias: Tensor, outputs: Sequence[Tensor]) -> None:
+        """`phi(z + bias), phi'(z + bias), ...` into as many outputs, 1 to 4, of which one may be z."""
+        addresses = [output.data_ptr() for output in outputs] + [None] * (4 - len(outputs))
+        n, width = z.shape
+        z, bias = z.contiguous(), bias.contiguous()
+        self._jets(_INDEX[name], len(outputs) - 1, n, width, z.data_ptr(), bias.data_ptr(), 0, *addresses)
+
+    def pull(
+        self, d: Tensor, above: Tensor | None, bent: Sequence[tuple[Tensor, Tensor]], scale: float, total: Tensor | None
+    ) -> None:
+        """`d = d above + scale sum(a b for a, b in bent)` in place, one or two pairs; adds the sum of rows to total."""
+        kept = [array.contiguous() for pair in bent for array in pair]
+        first = None if above is None else above.contiguous()
+        addresses = [array.data_ptr() for array in kept] + [None] * (4 - len(kept))
+        summed = None if total is None else total.data_ptr()
+        self._pull(*d.shape, None if first is None else first.data_ptr(), *addresses, scale, d.data_ptr(), summed)
+
+    def contract(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """`sum_k left[:, k] right[:, k]`, of `[n, K, H]` to `[n, H]`."""
+        left, right = left.contiguous(), right.contiguous()
+        self._contract(*left.shape, left.data_ptr(), right.data_ptr(), out.data_ptr())
+
+    def spread(self, out: Tensor, scale: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """`out[:, k] = scale a[:, k] d (+ b[:, k] e)` for one or two pairs of `[n, K, H]` and `[n, H]`."""
+        kept = [array.contiguous() for pair in pairs for array in pair]
+        addresses = [array.data_ptr() for array in kept] + [None] * (4 - len(kept))
+        self._spread(*out.shape, scale, *addresses, out.data_ptr())
+
+    def row_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """`sum_j left[:, j] right[:, j]`."""
+        left, right, out = left.contiguous(), right.contiguous(), left.new_empty(len(left))
+        self._row_products(*left.shape, left.data_ptr(), right.data_ptr(), out.data_ptr())
+        return out
+
+
+def layers(x: Tensor, elements: int) -> Layers | None:
+    """The compiled passes for a batch like x whose layers have so many elements, or None: do it in torch."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or elements < _REPAYS or _config.backend() == "triton":
+        return None
+    library = _cpu_build.library(build=True)
+    return None if library is None else _wrapped(library)
+
+
+def knows(name: str) -> bool:
+    """Whether `Layers.jets` has this activation."""
+    return name in _INDEX
+
+
+@functools.cache
+def _wrapped(library: ctypes.CDLL) -> Layers | None:
+    """The functions of a library, if they compute what they should."""
+    made, z = Layers(library), torch.linspace(-30.0, 30.0, 1001).view(7, 143)
+    for name in _INDEX:
+        outputs = [torch.empty_like(z) for _ in range(4)]
+        made.jets(name, z, torch.zeros(z.shape[1]), outputs)
+        expected = ACTIVATIONS[name].derivatives(z, 3)
+        if not all(torch.allclose(got, want, rtol=0, atol=1e-5) for got, want in zip(outputs, expected, strict=True)):
+            return None
+    return made
