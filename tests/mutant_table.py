@@ -135,7 +135,7 @@ IN_TRACES = [
     Mutant(46, "sign of a Laplacian", "fastscore/divergence.py", "-fast.traces[0]", "fast.traces[0]", ("tests/test_divergence_structured.py::test_recognised_energies",)),
     Mutant(4, "a loss of no rows", "fastscore/losses.py", "    scale = scale_of(convention, reduction)\n    _checks.batch(\"x\", x, allow_empty=False)\n    _checks.flag(\"return_terms\", return_terms)\n    how", "    scale = scale_of(convention, reduction)\n    _checks.flag(\"return_terms\", return_terms)\n    how", ERRORS),
     Mutant(24, "x detached", "fastscore/_products.py", "return x.view_as(x)", "return x.detach().requires_grad_()", (D + "test_layers_that_forward_mode_gets_wrong_or_refuses", "tests/test_transforms.py::test_gradients_to_second_order")),
-    Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", (D + "test_layers_that_forward_mode_gets_wrong_or_refuses",)),
+    Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", (D + "test_exact_trace_and_all_gradients",)),
     Mutant(29, "probes of a piece, not of the row", "fastscore/_forms.py", "right = directions(x, first, start, stop)", "right = directions(x, 0, start, stop)", (U + "test_probes_depend_on_seed_probe_and_row_alone",)),
 ]
 
