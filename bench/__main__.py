@@ -23,42 +23,39 @@ MINUTES = {"cpu": 10.0, "cuda": 4.0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print, write."""
+    """Run and print; what there is so far is written after every case, so that a stopped run is not lost."""
     options = _parser().parse_args(argv)
     device = options.device
     budget = compare.Budget(options.budget or 60 * MINUTES[device], options.quick)
-    rivals, begun = Rivals(), time.monotonic()
-    machine = clock.machine(device)
-    results: list[dict[str, Any]] = []
-    left: list[str] = []
-    failed: dict[str, str] = {}
+    rivals, begun, machine = Rivals(), time.monotonic(), clock.machine(device)
+    found: dict[str, Any] = {"machine": machine, "cases": [], "memory": [], "not_reached": [], "failed": {}}
+    path = options.out or default_path(machine, device)
+
+    def write() -> None:
+        machine.update(rivals=rivals.packages, minutes=round((time.monotonic() - begun) / 60, 1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
     print(json.dumps(machine))
     for family, case in selected(device, options.only, options.quick):
         if budget.spent:
-            left.append(case.name)
+            found["not_reached"].append(case.name)
             continue
         try:
-            results.append(compare.compare(family, case, device, rivals, budget.race(case)))
+            found["cases"].append(compare.compare(family, case, device, rivals, budget.race(case)))
+            print("\n".join(compare.table(found["cases"][-1])), flush=True)
         except Exception as error:  # one case must not take the others with it
-            failed[case.name] = quoted(error)
-            print(f"\n{case.name}: {failed[case.name]}", flush=True)
-            continue
-        print("\n".join(compare.table(results[-1])), flush=True)
-    peaks: list[dict[str, Any]] = []
-    if (not options.only or options.only in "memory") and not budget.spent:
-        peaks = list(memory.measure(device, options.quick))
-        print("\n".join(memory.table(peaks)))
-    machine |= {"rivals": rivals.packages, "minutes": round((time.monotonic() - begun) / 60, 1)}
+            found["failed"][case.name] = quoted(error)
+            print(f"\n{case.name}: {quoted(error)}", flush=True)
+        write()
+    if not options.only or options.only in "memory":
+        found["memory"] = list(memory.measure(device, options.quick))
+        print("\n".join(memory.table(found["memory"])))
     rivals.close()
-    path = options.out or default_path(machine, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine, "cases": results, "memory": peaks, "not_reached": left, "failed": failed}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        f"\n{len(results)} cases in {machine['minutes']} minutes, recorded in {path}"
-        + (f"; no time for {', '.join(left)}" if left else "")
-    )
-    return int(bool(failed))
+    write()
+    left = f"; no time for {', '.join(found['not_reached'])}" if found["not_reached"] else ""
+    print(f"\n{len(found['cases'])} cases in {machine['minutes']} minutes, recorded in {path}{left}")
+    return int(bool(found["failed"]))
 
 
 def _parser() -> argparse.ArgumentParser:

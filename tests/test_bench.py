@@ -225,6 +225,17 @@ def test_losses_against_rivals_are_found_in_the_record() -> None:
     assert found == [["case", "JAX, closed form", "1.2"]]
 
 
+def test_a_gpu_is_shown_beside_the_cpu_once_it_is_measured(tmp_path: Path) -> None:
+    for name, date in (("cuda-a", "2026-01-01"), ("cuda-b", "2026-02-01")):
+        machine = {"device": name, "threads": 4, "torch": "2.11", "rivals": {}, "date": date, "commit": "abc"}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": machine, "cases": [], "memory": []}))
+    cpu, gpu = report.newest("cpu"), report.newest("cuda", tmp_path)
+    assert cpu is not None and gpu is not None
+    assert "cuda-b, 4 threads, PyTorch 2.11, 2026-02-01, commit abc" in report.front(cpu, gpu)
+    assert "## cuda-b" in report.full(cpu, gpu)
+    assert "GPU: not measured yet." in report.front(cpu, None)
+
+
 def test_the_chart_tells_which_figures_it_shows(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = report.newest("cpu")

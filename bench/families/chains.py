@@ -23,7 +23,7 @@ BARRIER = 2.0  # of the double well, as in torchebm
 
 #  target, chains, steps, step size, rivals (2: with torch.compile), headline
 CPU = [
-    ("ring", 4096, 500, 0.005, 2, True),
+    ("ring", 4096, 250, 0.005, 2, True),
     ("network", 4096, 20, 0.01, 2, True),
     ("network", 65536, 3, 0.01, 1, True),
     ("mixture32", 4096, 100, 0.005, 2, True),
@@ -33,7 +33,7 @@ CPU = [
     ("network", 256, 200, 0.01, 1, False),
 ]
 CUDA = [
-    ("ring", 4096, 500, 0.005, 2, True),
+    ("ring", 4096, 250, 0.005, 2, True),
     ("network", 4096, 200, 0.01, 2, True),
     ("network", 65536, 50, 0.01, 1, True),
     ("mixture32", 4096, 200, 0.005, 1, True),

@@ -60,7 +60,7 @@ def _case(batch: int, dim: int, depth: int, width: int, rivals: int, headline: b
         settings={"B": batch, "D": dim, "L": depth, "H": width, "rivals": rivals},
         units=batch,
         flops=6 * products,
-        seconds=(8.0, 6.0, 3.0)[ALL - rivals],
+        seconds=(7.0, 5.0, 2.0)[ALL - rivals],
         headline=headline,
     )
 
