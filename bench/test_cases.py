@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 import pytest
+import torch
 
 from bench import compare
 from bench.registry import Arrays, Case, Family, NotRunError, families
@@ -35,6 +36,7 @@ def prepared(family: str, name: str) -> tuple[Arrays, Any]:
     """Inputs and reference of a case, kept for its next provider."""
     (case,) = (case for case in FAMILIES[family].cases("cpu") if case.name == name)
     arrays = FAMILIES[family].inputs(case, "cpu")
+    torch.manual_seed(0)
     return arrays, FAMILIES[family].reference(case, arrays)
 
 

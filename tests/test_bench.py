@@ -52,7 +52,6 @@ def test_a_wrong_provider_is_refused_and_an_error_is_quoted() -> None:
         "broken": Provider(broken),
         "absent": Provider(None, package="jax"),
     }
-    torch.manual_seed(0)
     found = compare.compare(dataclasses.replace(training.FAMILY, providers=planted), SMALL, "cpu", None, 0.0)
     assert set(found["rows"]) == {"denoising, eager", "right", "right estimate"}
     assert set(found["refused"]) == {"wrong", "wrong estimate", "not a number"}
