@@ -112,7 +112,7 @@ def forms(
         return piece(x, cond, weight, 0, 0, n)
     batch = x.shape[0]
     rows, columns = piece_size(x, n, chunk_size, cond)
-    remake = rows < batch or columns < n
+    remake = remade(x, n, chunk_size, cond)
     done = []
     for first in range(0, max(batch, 1), rows):
         last = min(first + rows, batch)
@@ -157,6 +157,13 @@ def piece_size(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[in
     return rows, max(1, min(n, fit // rows))
 
 
+def remade(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> bool:
+    """Whether there are pieces, which are recomputed in the backward."""
+    rows, columns = piece_size(x, n, chunk_size, cond)
+    recorded = torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    return recorded and (rows < x.shape[0] or columns < n)
+
+
 def cut(value: Any, batch: int, first: int, last: int) -> Any:
     """Rows first..last-1 of a tensor that has a row for each sample; anything else as it is."""
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
@@ -165,8 +172,8 @@ def cut(value: Any, batch: int, first: int, last: int) -> Any:
 
 
 def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
-    """`piece(*args)`, to be recomputed in the backward if `remake` and gradients are recorded."""
-    if not (remake and torch.is_grad_enabled()) or torch._C._functorch.peek_interpreter_stack() is not None:
+    """`piece(*args)`, to be recomputed in the backward if `remake`."""
+    if not remake:
         return piece(*args)
     done: Made = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
     return done

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastscore import _checks, noise, reader
 from fastscore._forms import Probes as Directions
-from fastscore._forms import cut, run
+from fastscore._forms import cut, remade, run
 from fastscore.ops import mlp as ops
 from fastscore.reference import mlp as reference
 
@@ -58,6 +58,10 @@ class Request:
     def directions(self) -> Directions:
         """The probes of an estimate; draws their seed where none is given."""
         return Directions(self.probe, noise.resolve_seed(self.seed, self.generator), self.first_chain)
+
+    def probes(self, seed: int | None = None) -> ops.Probes:
+        """The same for the structured networks."""
+        return ops.Probes(self.directions().seed if seed is None else seed, self.n_probes, self.probe, self.first_chain)
 
     def exact(self, x: Tensor, closed: bool) -> tuple[bool, str]:
         """Whether the trace is to be exact, `closed` if that costs no tangent a feature; and why."""
@@ -128,11 +132,14 @@ def plan(fn: _checks.Score, x: Tensor, cond: Any, how: Request, *, energy: bool 
     elif reading.kind == "score":
         method = "closed-form" if closed else "tangents"
         return Plan(reading, exact, method if exact else "hutchinson-dual", why)
-    elif not exact or how.weight is not None or reading.skip is not None:
-        why += "; the forward Laplacian gives neither estimates, nor weighted traces, nor added multiples of x"
+    elif how.weight is not None or reading.skip is not None:
+        why += "; the passes for energies give neither weighted traces nor added multiples of x"
     else:
-        return Plan(reading, exact, "forward-laplacian", why)
-    mode = "vjp" if torch.compiler.is_compiling() else "jvp"
+        return Plan(reading, exact, "forward-laplacian" if exact else "hutchinson-dual", why)
+    n = features(x) if exact else how.n_probes
+    # Neither torch.compile nor checkpointing, which recomputes pieces, has forward mode over a reverse pass.
+    reverse = torch.compiler.is_compiling() or (energy and remade(x, n, how.chunk_size, cond))
+    mode = "vjp" if reverse else "jvp"
     return Plan(None, exact, f"{'exact' if exact else 'hutchinson'}-{mode}", why)
 
 
@@ -149,7 +156,7 @@ def read(fn: _checks.Score, x: Tensor, cond: Any, kinds: tuple[str, ...]) -> rea
 def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Found:
     """The score with its trace or estimates."""
     if reading.kind == "energy_score":
-        return energy(reading, x)
+        return energy(reading, x, how, exact)
     rows = x.flatten(1)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     weight = None if how.weight is None else how.weight.to(x.dtype)
@@ -158,7 +165,7 @@ def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Foun
         traces, directions = trace.unsqueeze(0), None
     else:
         directions = how.directions()
-        probes = ops.Probes(directions.seed, how.n_probes, how.probe, how.first_chain)
+        probes = how.probes(directions.seed)
         value, quadratic = ops.score_and_quadratic(reading.mlp, scaled, reading.shifts, probes=probes, weight=weight)
         traces = quadratic.t()
     for scale in (reading.in_scale, reading.out_scale):
@@ -186,17 +193,19 @@ def jacobian(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> Tens
     return total + reading.skip.unsqueeze(2) * torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
 
 
-def energy(reading: reader.Reading, x: Tensor) -> Found:
-    """The energy, its score and the divergence of that, by the forward Laplacian."""
+def energy(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Found:
+    """The energy, its score and the divergence of that or its estimates."""
     rows = x.flatten(1)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
-    value, gradient, laplacian = ops.energy_terms(reading.mlp, scaled, reading.shifts)
+    probes = None if exact else how.probes()
+    value, gradient, laplacian = ops.energy_terms(reading.mlp, scaled, reading.shifts, probes=probes)
+    traces = -laplacian.unsqueeze(0) if exact else -laplacian.t()
     if reading.in_scale is not None:
-        gradient, laplacian = reading.in_scale * gradient, reading.in_scale.squeeze(1).square() * laplacian
+        gradient, traces = reading.in_scale * gradient, reading.in_scale.squeeze(1).square() * traces
     if reading.out_scale is not None:
         outer = reading.out_scale.squeeze(1)
-        value, gradient, laplacian = outer * value, reading.out_scale * gradient, outer * laplacian
-    return Found(gradient.reshape(x.shape), -laplacian.unsqueeze(0), value)
+        value, gradient, traces = outer * value, reading.out_scale * gradient, outer * traces
+    return Found(gradient.reshape(x.shape), traces, value)
 
 
 def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor | None:
@@ -205,11 +214,9 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
     if reading is None or not reading.is_plain:
         return None
     rows, weights = x.flatten(1), {"square": share / 2, "trace": share}
+    probes = None if plan.exact else how.probes()
     if reading.kind == "energy_score":
-        return ops.energy_loss(reading.mlp, rows, reading.shifts, **weights)[0]
-    probes = None
-    if not plan.exact:
-        probes = ops.Probes(how.directions().seed, how.n_probes, how.probe, how.first_chain)
+        return ops.energy_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
 
 
@@ -246,8 +253,9 @@ def _in_pieces(piece: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Te
     batch = len(tensors[0])
     if rows >= batch:
         return list(piece(*tensors))
+    recorded = torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
     done = [
-        run(True, piece, *(cut(tensor, batch, first, min(first + rows, batch)) for tensor in tensors))
+        run(recorded, piece, *(cut(tensor, batch, first, min(first + rows, batch)) for tensor in tensors))
         for first in range(0, batch, rows)
     ]
     return [torch.cat(parts) for parts in zip(*done, strict=True)]

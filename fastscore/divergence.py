@@ -28,7 +28,7 @@ class Divergence(NamedTuple):
         stderr: Standard error of the estimate `[B]`, detached; None where the trace is exact or has a single probe.
         method: What ran. Any callable: "exact-jvp", "exact-vjp", "hutchinson-jvp" or "hutchinson-vjp" (forward-mode
             products, or reverse-mode where an operator has no forward rule). A recognised MLP: "closed-form" (one or
-            two hidden layers), "tangents" (more), "hutchinson-dual", or "forward-laplacian" (the score of an energy).
+            two hidden layers), "tangents" (more), "hutchinson-dual", or "forward-laplacian" (an energy or its score).
     """
 
     score: Tensor
@@ -189,9 +189,10 @@ def laplacian(
     how.check("energy_fn", energy_fn, x)
     plan = _structured.plan(energy_fn, x, cond, how, energy=True)
     if plan.reading is not None:
-        fast = _structured.energy(plan.reading, x)
+        fast = _structured.energy(plan.reading, x, how, plan.exact)
         assert fast.energy is not None
-        return Laplacian(fast.energy, fast.score, -fast.traces[0], None, plan.method)
+        stderr = _standard_error(fast.traces.detach())
+        return Laplacian(fast.energy, fast.score, -fast.traces.mean(0), stderr, plan.method)
     found, total, stderr, method = _trace(_gradient(energy_fn), x, cond, how, plan.exact)
     return Laplacian(found.aux[0], -found.value, total, stderr, method)
 

@@ -18,7 +18,8 @@ from fastscore import _checks, _forms, _structured, reader
 from fastscore._structured import Plan, Request, features
 from fastscore._watch import Watch
 from fastscore.divergence import energies
-from fastscore.ops import _dispatch, mlp_tiles
+from fastscore.ops import mlp as ops
+from fastscore.ops import mlp_tiles
 from fastscore.reference import mlp as reference
 
 
@@ -145,20 +146,23 @@ def _recognised(plan: Plan, reading: reader.Reading, x: Tensor, how: Request) ->
     batch, d = points.shape
 
     def value_and_trace() -> object:
+        probes = None if plan.exact else points.new_empty(batch, how.n_probes, d)
         if reading.is_energy:
-            return reference.energy_terms(mlp, points, shifts)
-        if plan.exact:
+            return reference.energy_terms(mlp, points, shifts, probes)
+        if probes is None:
             return reference.score_and_trace(mlp, points, shifts, weight=weight)
-        probes = points.new_empty(batch, how.n_probes, d)
         return reference.score_and_quadratic(mlp, points, shifts, probes, weight=weight)
 
     costs = (*_count(value_and_trace), *_count(lambda: reference.forward(mlp, points, shifts)))
     backend, rows = "torch", _structured.piece_rows(reading, x, how)
     if rows is None:
-        kernels = _dispatch.kernels("mlp", x.device) if plan.method == "closed-form" else None
-        backend = "triton" if kernels is not None and kernels.supported(reading.mlp, x) else "torch"
+        probes = None if plan.exact else ops.Probes(0, how.n_probes, how.probe)
+        runner = ops.runner(
+            reading.mlp, x.flatten(1), reading.shifts, energy=reading.is_energy, probes=probes, weight=how.weight
+        )
+        backend = "triton" if runner == "triton" else "torch"
         columns = {"closed-form": 1, "hutchinson-dual": how.n_probes}.get(plan.method, d)
-        rows = batch if backend == "triton" else min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns))
+        rows = min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns)) if runner == "tiles" else batch
     return Explanation(plan.method, _structure(reading), backend, rows, *costs, plan.why)
 
 

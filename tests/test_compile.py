@@ -37,6 +37,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "sliced": lambda x: sliced_score_matching(DEEP, x, seed=5),
     "tangents": lambda x: implicit_score_matching(DEEP, x, convention="fisher", reduction="sum"),
     "energy": lambda x: implicit_score_matching(ENERGY.score, x),
+    "energy, hutchinson": lambda x: implicit_score_matching(ENERGY.score, x, **HUTCHINSON),
     "laplacian": lambda x: laplacian(ENERGY, x).laplacian.square().sum(),
     "jacobian": lambda x: jacobian(DEEP, x).square().sum(),
     "weight": lambda x: divergence(SCORE, x, cond=TIMES, weight=torch.eye(3) + torch.ones(3, 3)).trace.sum(),

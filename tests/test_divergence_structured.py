@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastscore import noise
 from fastscore.divergence import divergence, jacobian, laplacian
@@ -97,7 +97,47 @@ def test_recognised_energies(scale: str) -> None:
     found = divergence(exact.score, data(4, 3))
     assert found.method == "forward-laplacian"
     close(found.trace, brute_jacobian(exact.score, data(4, 3))[1].diagonal(0, 1, 2).sum(1))
-    assert divergence(exact.score, data(4, 3), trace="hutchinson").method == "hutchinson-jvp"
+    assert divergence(exact.score, data(4, 3), trace="hutchinson").method == "hutchinson-dual"
+
+
+@pytest.mark.parametrize("probe", ["rademacher", "normal"])
+@pytest.mark.parametrize(("n_probes", "depth"), [(1, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("scale", ["plain", "in", "out"])
+def test_estimates_of_recognised_energies(scale: str, n_probes: int, depth: int, probe: str) -> None:
+    """Energy, score, estimates, their standard error and all gradients against float64 brute force."""
+    torch.manual_seed(7)
+    net = Chain(depth).double()
+    energy = SCALES[scale](net)
+    x, y = data(5, 2, 3).requires_grad_(), data(5, 2, 3).requires_grad_()
+    how = {"trace": "hutchinson", "n_probes": n_probes, "probe": probe, "seed": 5, "first_chain": 7}
+    found = laplacian(energy, x, **how)
+    assert found.method == "hutchinson-dual"
+    value = energy(y).reshape(5)
+    gradient, hessian = brute_jacobian(lambda y: torch.autograd.grad(energy(y).sum(), y, create_graph=True)[0], y)
+    drawn = {"seed": 5, "stream": noise.Stream.PROBES, "first_chain": 7, "dtype": x.dtype}
+    v = torch.stack([getattr(noise, probe)((5, 6), step=k, **drawn) for k in range(n_probes)])
+    each = torch.einsum("kbi,bij,kbj->kb", v, hessian, v)
+    close(found[:3], (value, -gradient, each.mean(0)))
+    if n_probes > 1:
+        close(found.stderr, each.detach().std(0) / math.sqrt(n_probes))
+    leaves = list(net.parameters())
+    expected = gradients([value, -gradient, each.mean(0)], [y, *leaves])
+    close(gradients(list(found[:3]), [x, *leaves]), expected)
+
+
+class Chain(nn.Module):
+    """An energy of images with residuals above the first layer."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6 if layer == 0 else 5, 5) for layer in range(depth))
+        self.out = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layers[0](x.flatten(1)))
+        for layer in self.layers[1:]:
+            h = h + nn.functional.silu(layer(h))
+        return self.out(h)
 
 
 def test_auto_is_exact_while_cheap_and_says_so() -> None:

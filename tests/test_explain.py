@@ -66,6 +66,25 @@ def test_costs_are_those_of_the_formulas() -> None:
     assert energy.flops == 3 * 3 * energy.forward_flops
 
 
+def test_laplacians_in_pieces_are_taken_in_reverse_mode() -> None:
+    """Checkpointing has no forward mode over a gradient; without gradients nothing is recomputed."""
+
+    def energy(x: Tensor) -> Tensor:
+        return NORMALISED(x).sum(1)
+
+    for context, mode in ((torch.enable_grad, "exact-vjp"), (torch.no_grad, "exact-jvp")):
+        with context():
+            ran = laplacian(energy, X, trace="exact", chunk_size=7)
+            assert explain(energy, X, trace="exact", chunk_size=7, of="laplacian").method == ran.method == mode
+
+
+def test_what_the_kernels_do_not_serve_is_torch() -> None:
+    said = explain(ScoreMLP(D, H), X)
+    assert (said.backend, said.rows) == ("torch", B)
+    with torch.autocast("cpu"):
+        assert explain(ScoreMLP(D, H), X).backend == "torch"
+
+
 def test_pieces() -> None:
     assert explain(NORMALISED, X, chunk_size=7).rows == 7
     assert explain(ScoreMLP(D, H), X, chunk_size=7, weight=torch.eye(D).expand(B, D, D)).rows == 7

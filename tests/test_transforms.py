@@ -59,6 +59,7 @@ REGISTRY: dict[str, Function] = {
     "jacobian": lambda x: jacobian(SCORE, x),
     "laplacian": lambda x: laplacian(lambda x: ENERGY(x.sin()), x).laplacian,
     "laplacian: forward": lambda x: laplacian(ENERGY, x).laplacian,
+    "laplacian: hutchinson, dual": lambda x: laplacian(ENERGY, x, trace="hutchinson", n_probes=2, seed=1).laplacian,
     "implicit_score_matching": lambda x: implicit_score_matching(SCORE, x),
     "implicit_score_matching: closed form": lambda x: implicit_score_matching(MLP, x),
     "sliced_score_matching": lambda x: sliced_score_matching(SCORE, x, seed=1),

@@ -5,7 +5,7 @@ The entry for `divergence`, `laplacian` and the losses; they pass a network read
 
     score_and_trace(mlp, x, shifts, weight=C)             -> score [B, D], trace [B]            exact
     score_and_quadratic(mlp, x, shifts, probes=Probes())  -> score [B, D], v'CJv [B, K]         Hutchinson
-    energy_terms(mlp, x, shifts)                          -> energy [B], score [B, D], lap [B]  exact
+    energy_terms(mlp, x, shifts, probes=None)             -> energy [B], score [B, D], lap [B]  exact, or v'Hv [B, K]
     implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
     energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights, transformed
+from fastscore.ops.mlp_functions import Loss, Outputs, Prepared, Problem, Terms, Weights, transformed
 from fastscore.ops.mlp_functions import Probes as Probes
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -61,15 +61,21 @@ def score_and_quadratic(
     return score, quadratic
 
 
-def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tensor, Tensor]:
+def energy_terms(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), *, probes: Probes | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the energy `[B]`, the score `-grad E` `[B, D]` and the Laplacian `[B]` of a network with one output.
+
+    With probes, Hutchinson's `v_k' (d2E/dx2) v_k`, `[B, K]`, for the Laplacian.
 
     Args:
         mlp: the network; its last weight is `[1, H_L]`.
         x: `[B, D]`.
         shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        probes: which probes, for an estimate.
     """
-    energy, score, laplacian = _terms(Problem(mlp.activations, mlp.residuals, energy=True), mlp, x, shifts, None)
+    problem = Problem(mlp.activations, mlp.residuals, energy=True, probes=probes)
+    energy, score, laplacian = _terms(problem, mlp, x, shifts, None)
     return energy.squeeze(1), score, laplacian
 
 
@@ -94,7 +100,7 @@ def implicit_loss(
 
 
 def energy_loss(
-    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float
+    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float, probes: Probes | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `square sum_b |grad E|^2 + trace sum_b (-lap E)` as `implicit_loss` does.
 
@@ -104,8 +110,31 @@ def energy_loss(
         shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
         square: the weight of `|s|^2`.
         trace: the weight of `tr J = -lap E`.
+        probes: use the mean of Hutchinson's estimates for the Laplacian; exact when None.
     """
-    return _loss(Problem(mlp.activations, mlp.residuals, energy=True), Weights(square, trace), mlp, x, shifts)
+    problem = Problem(mlp.activations, mlp.residuals, energy=True, probes=probes)
+    return _loss(problem, Weights(square, trace), mlp, x, shifts)
+
+
+def runner(
+    mlp: MLP,
+    x: Tensor,
+    shifts: Shifts = (),
+    *,
+    energy: bool = False,
+    probes: Probes | None = None,
+    weight: Tensor | None = None,
+) -> str:
+    """Return what the functions above would run for these arguments.
+
+    "triton": kernels; "tiles": hand-written passes in tiles; "reference": plain torch, the whole batch at once.
+    """
+    tensors = _flat(mlp, shifts, weight)
+    if not _fusable(x, tensors):
+        return "reference"
+    problem = Problem(mlp.activations, mlp.residuals, energy=energy, probes=probes)
+    prepared = Prepared(problem, x, tensors, [False] * len(tensors))
+    return "tiles" if prepared.kernels(x) is None else "triton"
 
 
 def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor | None) -> Outputs:

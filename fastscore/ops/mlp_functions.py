@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastscore.ops import _cpu_threads, _dispatch, mlp_tiles, noise
+from fastscore.ops.mlp_curvature import Curvature
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
 from fastscore.ops.mlp_laplacian import Laplacian
 from fastscore.ops.mlp_tiles import Form, Key
@@ -60,7 +61,7 @@ class Problem:
     Attributes:
         activations: of the network.
         residuals: of the network.
-        energy: ask for (energy, score, Laplacian) rather than for (score, trace).
+        energy: ask for (energy, score, Laplacian) rather than for (score, trace); with probes, for `v_k' H v_k`.
         probes: estimate the trace with these rather than compute it.
     """
 
@@ -82,23 +83,25 @@ class Problem:
 
     def form(self, mlp: MLP, x: Tensor, weight: Tensor | None) -> Form:
         """The functional of the slopes that computes it."""
+        if self.probes is not None:
+            probes = self.probes
+            draw = lambda rows: probes.draw(rows, x)  # noqa: E731
+            if self.energy:
+                return Curvature(mlp, draw, probes.count)
+            return Quadratic(mlp, mlp.weights[-1] if weight is None else weight @ mlp.weights[-1], draw, probes.count)
         if self.energy:
             return Laplacian(mlp)
-        if self.probes is not None:
-            last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
-            probes = self.probes
-            return Quadratic(mlp, last, lambda rows: probes.draw(rows, x), probes.count)
         first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight
         return Bilinear(mlp, first) if mlp.depth <= 2 else Tangents(mlp, first)
 
     def plain(self, x: Tensor, tensors: Sequence[Any]) -> Outputs:
-        """What it means: `(energy [B, 1], score, Laplacian)` or `(score, trace [B, 1] or quadratic forms [B, K])`."""
+        """What it means: `(score, trace [B, 1] or forms [B, K])`, or `(energy [B, 1], score, Laplacian or forms)`."""
         mlp, shifts, weight = self.split(tensors)
+        drawn = None if self.probes is None else self.probes.draw(slice(0, len(x)), x)
         if self.energy:
-            energy, score, laplacian = reference.energy_terms(mlp, x, shifts)
-            return energy.unsqueeze(1), score, laplacian
-        if self.probes is not None:
-            drawn = self.probes.draw(slice(0, len(x)), x)
+            energy, score, curvature = reference.energy_terms(mlp, x, shifts, drawn)
+            return energy.unsqueeze(1), score, curvature
+        if drawn is not None:
             return reference.score_and_quadratic(mlp, x, shifts, drawn, weight=weight)
         score, trace = reference.score_and_trace(mlp, x, shifts, weight=weight)
         return score, trace.unsqueeze(1)
@@ -114,11 +117,12 @@ class Weights:
     def sums(self, problem: Problem, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """`sum |s|^2` and `sum tr` of some rows."""
         if problem.energy:
-            return outputs[1].square().sum(), -outputs[2].sum()
+            count = 1 if problem.probes is None else problem.probes.count
+            return outputs[1].square().sum(), -outputs[2].sum() / count
         return outputs[0].square().sum(), outputs[1].mean(1).sum()
 
 
-class _Prepared:
+class Prepared:
     """A form on detached weights, with the small graph from the weights to the form's parameters kept beside it."""
 
     def __init__(self, problem: Problem, x: Tensor, tensors: Sequence[Any], needs: Sequence[bool]) -> None:
@@ -176,7 +180,7 @@ def _differentiate(
     keys = problem.keys()
     wanted = {key: t for key, t, need in zip(keys, (x, *tensors), needs, strict=True) if need and key[0] != "C"}
     with _cpu_threads.alone(x):
-        prepared = _Prepared(problem, x, tensors, needs[1:])
+        prepared = Prepared(problem, x, tensors, needs[1:])
         arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
         kernels = prepared.kernels(x)
         gradients = mlp_tiles.differentiate(*arguments) if kernels is None else kernels.differentiate(*arguments, reads)
@@ -216,7 +220,7 @@ class Terms(torch.autograd.Function):
         ctx.problem = problem
         ctx.save_for_backward(x, *tensors)
         with _cpu_threads.alone(x):
-            return _Prepared(problem, x, tensors, [False] * len(tensors)).evaluate(x)
+            return Prepared(problem, x, tensors, [False] * len(tensors)).evaluate(x)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -244,7 +248,7 @@ class Loss(torch.autograd.Function):
             parts[rows.start] = weights.sums(problem, (out, *values))
             if problem.energy:
                 score, laplacian = values
-                return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace))
+                return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace / count))
             return out * (2 * weights.square), (None,)
 
         scale = 1.0 if problem.energy else weights.trace / count

@@ -36,9 +36,19 @@ class Laplacian:
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
         """Return the score `[n, D]` and the Laplacian `[n]`."""
-        squares, _, first, last, *middle = self.parameters
-        depth, count = len(jets), len(jets[0][1])
-        adjoint = last.expand(count, -1)
+        score, squares, count = self._score(jets, scratch), self.parameters[0], len(jets[0][1])
+        self.norms = [squares, *self._norms(jets, scratch)]
+        laplacian = score.new_zeros(count)
+        for adjoint, jet, norm in zip(self.adjoints, jets, self.norms, strict=True):
+            product = torch.mul(adjoint, jet[2], out=scratch("product2", *jet[2].shape))
+            laplacian += product @ norm if norm.ndim == 1 else mlp_passes.row_products(product, norm, scratch)
+        return score, laplacian
+
+    def _score(self, jets: Jets, scratch: Scratch) -> Tensor:
+        """Carry the adjoints down; return `-grad E`."""
+        _, _, first, last, *middle = self.parameters
+        depth = len(jets)
+        adjoint = last.expand(len(jets[0][1]), -1)
         self.adjoints = [adjoint]  # a_l
         self.bent: list[Tensor] = []  # d_l a_l
         for layer in range(depth - 1, -1, -1):
@@ -48,14 +58,7 @@ class Laplacian:
                 below = matmul(bent, middle[layer - 1], scratch(f"a{layer - 1}", *jets[layer - 1][1].shape))
                 adjoint = below.add_(adjoint) if self.residuals[layer] else below
                 self.adjoints.insert(0, adjoint)
-        score = torch.mm(self.bent[0], first.t()).neg_()
-
-        self.norms = [squares, *self._norms(jets, scratch)]
-        laplacian = score.new_zeros(count)
-        for adjoint, jet, norm in zip(self.adjoints, jets, self.norms, strict=True):
-            product = torch.mul(adjoint, jet[2], out=scratch("product2", *jet[2].shape))
-            laplacian += product @ norm if norm.ndim == 1 else mlp_passes.row_products(product, norm, scratch)
-        return score, laplacian
+        return torch.mm(self.bent[0], first.t()).neg_()
 
     def _norms(self, jets: Jets, scratch: Scratch) -> list[Tensor]:
         """Carry the tangents up: `Q_{l+1} = W_{l+1} T_l`, `T_l = d_l Q_l + r_l T_{l-1}`; return `n_2, ..., n_L`."""

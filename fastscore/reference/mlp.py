@@ -199,19 +199,24 @@ def score_and_quadratic(
     return score, (F.linear(tangents, mlp.weights[-1]) * left).sum(-1)
 
 
-def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tensor, Tensor]:
+def energy_terms(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), probes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the energy E, the score `-grad E` and the Laplacian `lap E` of a network with one output.
 
     The forward Laplacian (Li et al. 2024) with its sums exchanged: with `G_l = dz_l/dx` and the adjoints
-    `a_l = dE/dh_l`, `lap E = sum_l a_l . (phi_l''(z_l) * sum_d G_l[d]^2)`.
+    `a_l = dE/dh_l`, `lap E = sum_l a_l . (phi_l''(z_l) * sum_d G_l[d]^2)`. Along probes, with `G_l[k] = dz_l/dx v_k`
+    and without the sum, these are Hutchinson's `v_k' (d2E/dx2) v_k`.
 
     Args:
         mlp: a network whose last weight is `[1, H_L]`.
         x: `[B, D]`.
         shifts: `u_1, ..., u_{L+1}`, each `[B, H_l]` or None; `()` when there are none.
 
+        probes: `v`, `[B, K, D]`.
+
     Returns:
-        The energy `[B]`, the score `[B, D]` and the Laplacian `[B]`.
+        The energy `[B]`, the score `[B, D]` and the Laplacian `[B]`, or with probes the quadratic forms `[B, K]`.
     """
     energy, layers = propagate(mlp, x, shifts, 2)
     slopes = [values[1] for values in layers]
@@ -223,6 +228,8 @@ def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tens
         adjoints.insert(0, adjoint)
     score = -((adjoint * slopes[0]) @ mlp.weights[0])
 
+    if probes is not None:
+        return energy.squeeze(-1), score, _curvature(mlp, layers, adjoints, F.linear(probes, mlp.weights[0]))
     squares = inlet(mlp, None).square().sum(-2)
     laplacian = (adjoint * layers[0][2]) @ squares
     tangents = inlet(mlp, None) * slopes[0].unsqueeze(-2)
@@ -232,3 +239,15 @@ def energy_terms(mlp: MLP, x: Tensor, shifts: Shifts = ()) -> tuple[Tensor, Tens
         carried = gradients * slopes[layer].unsqueeze(-2)
         tangents = carried + tangents if mlp.residuals[layer] else carried
     return energy.squeeze(-1), score, laplacian
+
+
+def _curvature(mlp: MLP, layers: list[tuple[Tensor, ...]], adjoints: list[Tensor], entering: Tensor) -> Tensor:
+    """`sum_l a_l . (phi_l''(z_l) * G_l[k]^2)`, `[B, K]`, from `G_1 = W_1 v` `[B, K, H_1]`."""
+    gradients, tangents = entering, entering * layers[0][1].unsqueeze(-2)
+    total = (gradients.square() * (adjoints[0] * layers[0][2]).unsqueeze(-2)).sum(-1)
+    for layer in range(1, mlp.depth):
+        gradients = F.linear(tangents, mlp.weights[layer])
+        total = total + (gradients.square() * (adjoints[layer] * layers[layer][2]).unsqueeze(-2)).sum(-1)
+        carried = gradients * layers[layer][1].unsqueeze(-2)
+        tangents = carried + tangents if mlp.residuals[layer] else carried
+    return total
