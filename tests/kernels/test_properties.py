@@ -6,10 +6,6 @@ import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, seed, settings
-
-from tests.cases import Case, cases, verify
-from tests.test_properties import OPERATIONS
 
 # Not bfloat16, which the interpreter computes wrongly; the cases are on the CPU.
 DTYPES = (torch.float32, torch.float64, torch.float16)
@@ -18,6 +14,12 @@ DTYPES = (torch.float32, torch.float64, torch.float16)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="its cases are on the CPU")
 @pytest.mark.parametrize("number", [30, pytest.param(5000, marks=pytest.mark.slow)])
 def test_properties(number: int) -> None:
+    pytest.importorskip("hypothesis")  # a GPU machine need not have it
+    from hypothesis import HealthCheck, given, seed, settings
+
+    from tests.cases import Case, cases, verify
+    from tests.test_properties import OPERATIONS
+
     @seed(1)
     @settings(max_examples=number, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(cases(DTYPES, empty=True))
