@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from fastscore import _config
-from fastscore.ops import _cpu_build
+from fastscore.ops import _cpu_build, _cpu_mixture
 from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
 _LARGE = 1 << 22  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
+_PLAIN_ELEMENTS = 1 << 16  # of a block's largest array, without a compiler: in the cache, and repaying the calls
 BLOCK = 64  # the kernels' block of counters or chains
 
 
@@ -29,10 +30,12 @@ def expect(x: Tensor, work: int) -> None:
 
 def library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
     """The compiled kernels where x is theirs to work on; `work` is announced as by `expect`."""
+    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS) if _plain(x) else None
+
+
+def _plain(x: Tensor) -> bool:
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
-    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or _config.backend() == "triton":
-        return None
-    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS)
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(x) and _config.backend() != "triton"
 
 
 def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
@@ -131,7 +134,38 @@ class Mixture:
             *map(ctypes.c_int, (k, d, self.inverse.dim() == 3)),
             *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
         )
-        return run_chains("mixture_chain", constants, k, x, step_sizes, temperatures, clamp, counters)
+        made = run_chains("mixture_chain", constants, k, x, step_sizes, temperatures, clamp, counters)
+        return self._plainly(x, step_sizes, temperatures, clamp, counters) if made is None and _plain(x) else made
+
+    def _plainly(
+        self,
+        x: Tensor,
+        step_sizes: Tensor,
+        temperatures: Tensor,
+        clamp: tuple[float, float] | None,
+        counters: tuple[int, int, int],
+    ) -> Tensor:
+        """`chain` without a compiler."""
+        out = x.clone(memory_format=torch.contiguous_format)
+        a, c = _factors(x, step_sizes, temperatures)
+        mixture = _cpu_mixture.Constants(self.means.numpy(), self.inverse.numpy(), self.log_scale.numpy())
+        factors = (a.numpy(), c.numpy())
+        seed, step, first_chain = counters
+        size = max(BLOCK, _PLAIN_ELEMENTS // self.means.numel())
+
+        def run(part: tuple[int, int]) -> None:
+            for start in range(*part, size):
+                rows = out[start : min(start + size, part[1])].numpy()
+                _cpu_mixture.chain(rows, mixture, factors, clamp, (seed, Stream.LANGEVIN, step, first_chain + start))
+
+        _cpu_build.parallel(run, len(x), BLOCK, _threads(out.numel() * len(self.means)))
+        return out
+
+
+def _factors(x: Tensor, step_sizes: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """a and sqrt(2 a T), `[S, D]`."""
+    a = step_sizes.to(torch.float32).expand(len(step_sizes), x.shape[1]).contiguous()
+    return a, torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
 
 
 def run_chains(
@@ -149,8 +183,7 @@ def run_chains(
         return None
     out = x.clone(memory_format=torch.contiguous_format)
     n_steps = step_sizes.shape[0]
-    a = step_sizes.to(torch.float32).expand(n_steps, x.shape[1]).contiguous()
-    c = torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
+    a, c = _factors(x, step_sizes, temperatures)
     low, high = clamp or (0.0, 0.0)
     seed, step, first_chain = counters
 

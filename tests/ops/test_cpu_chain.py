@@ -63,6 +63,8 @@ def test_normals_are_the_references_bits(n: int, width: int, first: int) -> None
     made = _cpu_chain.normal(n, width, SEED, 3, STEP, first)
     assert made is not None and torch.equal(made, expected)
     assert torch.equal(torch.from_numpy(_cpu_numpy.normals(n, width, SEED, 3, STEP, first)), expected)
+    paths = _cpu_numpy.paths(n, width, SEED, 3, STEP - 1, 3, first)
+    assert torch.equal(torch.from_numpy(paths[1].T.copy()), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,9 @@ def run(target: targets.GaussianMixture, x: Tensor, n_steps: int = 30, **options
 
 
 @mixtures
+@pytest.mark.parametrize("compiler", [True, False])
 def test_chains_towards_a_mixture_are_the_generic_ones(
-    target: targets.GaussianMixture, without: pytest.MonkeyPatch
+    target: targets.GaussianMixture, compiler: bool, without: pytest.MonkeyPatch
 ) -> None:
     x = 3 * noise.normal((100, target.dim), seed=0, stream=5)
     options: dict[str, object] = {
@@ -132,13 +135,19 @@ def test_chains_towards_a_mixture_are_the_generic_ones(
         "first_chain": 2**32 - 50,
         "first_step": 17,
     }
-    generic = run(target, x, **options)
-    without.undo()
+    generic = fastscore.langevin_dynamics(lambda x: target.score(x), x, n_steps=30, seed=5, **options)  # type: ignore[arg-type]
+    if compiler:
+        without.undo()
     torch.testing.assert_close(run(target, x, **options), generic, rtol=2e-5, atol=2e-5)
 
 
 @mixtures
-def test_chains_have_the_same_bits_however_they_are_cut(target: targets.GaussianMixture) -> None:
+@pytest.mark.parametrize("compiler", [True, False])
+def test_chains_have_the_same_bits_however_they_are_cut(
+    target: targets.GaussianMixture, compiler: bool, without: pytest.MonkeyPatch
+) -> None:
+    if compiler:
+        without.undo()
     x = 3 * noise.normal((100, target.dim), seed=0, stream=5)
     path = run(target, x, return_trajectory=True)
     assert torch.equal(run(target, x), path[:, -1])
@@ -153,8 +162,11 @@ def test_chains_have_the_same_bits_however_they_are_cut(target: targets.Gaussian
     assert torch.equal(state.x, path[:, -1])
 
 
+@pytest.mark.parametrize("compiler", [True, False])
 @pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
-def test_a_bad_chain_is_found_inside_a_leap(policy: str) -> None:
+def test_a_bad_chain_is_found_inside_a_leap(policy: str, compiler: bool, without: pytest.MonkeyPatch) -> None:
+    if compiler:
+        without.undo()
     target = MIXTURES["ring"]
     x = noise.normal((100, 2), seed=0, stream=5)
     x[70, 1] = 1e30  # |x - m|^2 overflows: the score is not a number
