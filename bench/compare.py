@@ -29,7 +29,7 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
         seconds: for the race.
     """
     arrays = family.inputs(case, device)
-    torch.manual_seed(0)  # the checks of estimates draw the same in every run
+    torch.manual_seed(20)  # the checks draw the same in every run, and nothing that the inputs were made of
     reference = family.reference(case, arrays)
     turns: Turns = {}
     refused: dict[str, str] = {}
@@ -95,7 +95,7 @@ def admit(
 
 def accept(family: Family, case: Case, arrays: Arrays, reference: Any, provider: Provider, call: Call) -> None:
     """Raise `WrongError` unless the results of `call` are right."""
-    torch.manual_seed(1)
+    torch.manual_seed(21)
     wanted = family.calls.get(provider.law, 1)
     results = [{key: value.detach().clone() for key, value in call().items()} for _ in range(wanted)]
     family.check(case, arrays, reference, provider.law, results)

@@ -36,7 +36,7 @@ def prepared(family: str, name: str) -> tuple[Arrays, Any]:
     """Inputs and reference of a case, kept for its next provider."""
     (case,) = (case for case in FAMILIES[family].cases("cpu") if case.name == name)
     arrays = FAMILIES[family].inputs(case, "cpu")
-    torch.manual_seed(0)
+    torch.manual_seed(20)
     return arrays, FAMILIES[family].reference(case, arrays)
 
 
