@@ -16,7 +16,8 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, evaluate, level
-from fastscore.samplers.langevin import LangevinState, as_tensor, check_clamp, prepare
+from fastscore.samplers.arguments import as_tensor, check_clamp, prepare
+from fastscore.samplers.langevin import LangevinState
 
 
 class AnnealedLangevin:
@@ -195,19 +196,19 @@ def annealed_langevin_dynamics(
     _checks.integer("first_step", first_step, 0, total + 1)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
-        total - first_step,
-        burn_in,
-        thin,
-        first_step,
-        first_chain,
-        on_nonfinite,
-        return_trajectory,
-        return_diagnostics,
-        progress,
-        seed,
-        checkpoint,
-        checkpoint_every,
-        {
+        n_steps=total - first_step,
+        burn_in=burn_in,
+        thin=thin,
+        first_step=first_step,
+        first_chain=first_chain,
+        on_nonfinite=on_nonfinite,
+        return_trajectory=return_trajectory,
+        return_diagnostics=return_diagnostics,
+        progress=progress,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        settings={
             "sigmas": levels,
             "step_size": step_size,
             "temperature": temperature,

@@ -85,7 +85,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted before step {step}; go on with x=e.x, first_step={step}, seed={seed}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """How long a run is and what is kept of it; the fields are the arguments of the samplers."""
 

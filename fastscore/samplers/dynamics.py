@@ -11,7 +11,8 @@ from torch import Tensor
 from fastscore import _checks
 from fastscore.noise import Stream, normal, resolve_seed
 from fastscore.samplers import chain
-from fastscore.samplers.langevin import as_score, check_clamp, langevin_dynamics
+from fastscore.samplers.arguments import as_score, check_clamp
+from fastscore.samplers.langevin import langevin_dynamics
 
 
 class LangevinDynamics:

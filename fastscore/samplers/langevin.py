@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, compiled, evaluate
-from fastscore.targets import Gaussian
+from fastscore.samplers.arguments import as_tensor, check_clamp, prepare, warn_of_divergence
 
 
 def langevin_step(
@@ -71,17 +70,6 @@ def langevin_step(
         step,
         first_chain,
     )
-
-
-def as_tensor(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or tensor as a tensor on the device of x, 0-dim or (step_size) of the event's shape."""
-    if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=computed(x.dtype), device=x.device)
-    _checks.same_device(name, value, "x", x)
-    if value.dim() and (name != "step_size" or value.shape != x.shape[1:]):
-        wanted = "0-dim" if name != "step_size" else f"0-dim or of the event's shape {list(x.shape[1:])}"
-        raise ValueError(f"{name} must be a number or a tensor that is {wanted}, got shape {list(value.shape)}")
-    return value
 
 
 class LangevinState(NamedTuple):
@@ -260,19 +248,19 @@ def langevin_dynamics(
     warn_of_divergence(score_fn, step_size)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
-        n_steps,
-        burn_in,
-        thin,
-        first_step,
-        first_chain,
-        on_nonfinite,
-        return_trajectory,
-        return_diagnostics,
-        progress,
-        seed,
-        checkpoint,
-        checkpoint_every,
-        {"step_size": step_size, "temperature": temperature, "clamp": clamp, "cond": cond},
+        n_steps=n_steps,
+        burn_in=burn_in,
+        thin=thin,
+        first_step=first_step,
+        first_chain=first_chain,
+        on_nonfinite=on_nonfinite,
+        return_trajectory=return_trajectory,
+        return_diagnostics=return_diagnostics,
+        progress=progress,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        settings={"step_size": step_size, "temperature": temperature, "clamp": clamp, "cond": cond},
     )
     algorithm = Langevin(
         score_fn,
@@ -286,49 +274,3 @@ def langevin_dynamics(
     )
     announce(score_fn, x, cond, n_steps)
     return chain.run_chain(algorithm, x, run)[1]
-
-
-def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int, **numbers: chain.Schedule) -> _checks.Score:
-    """Check what every sampler is given, `numbers` for their shape and device; the score function to call."""
-    _checks.batch("x", x)
-    _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
-    for name, value in numbers.items():
-        if not callable(value):
-            chain.schedule(name, value, positive=name != "temperature")
-            as_tensor(name, value, x)
-    return as_score(score_fn)
-
-
-def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:
-    """Warn of a constant step size above 2 / L where the score is that of a target that knows its L."""
-    owner = getattr(score_fn, "__self__", None)
-    lipschitz = owner.lipschitz if isinstance(owner, Gaussian) else None  # a mixture's is a bound it seldom reaches
-    if lipschitz is None or callable(step_size):
-        return
-    largest = float(step_size.max()) if isinstance(step_size, Tensor) else step_size
-    if largest > 2.0 / lipschitz:
-        warnings.warn(
-            f"step_size {largest:.3g} is above 2 / lipschitz = {2.0 / lipschitz:.3g} of the target: "
-            "chains may diverge, and their law is far from the target's",
-            stacklevel=3,
-        )
-
-
-def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
-    """None, or (low, high) with low < high."""
-    if clamp is None:
-        return None
-    numbers = isinstance(clamp, (tuple, list)) and all(isinstance(end, (int, float)) for end in clamp)
-    if not numbers or len(clamp) != 2:
-        raise TypeError(f"clamp must be (low, high), two numbers, got {clamp!r}")
-    if not clamp[0] < clamp[1]:
-        raise ValueError(f"clamp must be (low, high) with low < high, got {clamp}")
-    return clamp
-
-
-def as_score(score_fn: Any) -> _checks.Score:
-    """A callable as it is; otherwise the `score` method of an object such as a target density."""
-    if not callable(score_fn) and callable(method := getattr(score_fn, "score", None)):
-        return method  # type: ignore[no-any-return]
-    _checks.callable_("score_fn", score_fn)
-    return score_fn  # type: ignore[no-any-return]

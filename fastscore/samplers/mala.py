@@ -13,7 +13,7 @@ from fastscore.noise import Stream, resolve_seed
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed, uniform
 from fastscore.samplers import chain
-from fastscore.samplers.langevin import as_tensor, prepare
+from fastscore.samplers.arguments import as_tensor, prepare
 
 LogProb = Callable[[Tensor], Tensor]
 
@@ -162,19 +162,19 @@ def mala(
     prepare(_density(log_prob, score_fn)[0], x, first_chain, step_size=step_size)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
-        n_steps,
-        burn_in,
-        thin,
-        first_step,
-        first_chain,
-        on_nonfinite,
-        return_trajectory,
-        return_diagnostics,
-        progress,
-        seed,
-        checkpoint,
-        checkpoint_every,
-        {"step_size": step_size},
+        n_steps=n_steps,
+        burn_in=burn_in,
+        thin=thin,
+        first_step=first_step,
+        first_chain=first_chain,
+        on_nonfinite=on_nonfinite,
+        return_trajectory=return_trajectory,
+        return_diagnostics=return_diagnostics,
+        progress=progress,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        settings={"step_size": step_size},
     )
     algorithm = Mala(
         log_prob, step_size=step_size, score_fn=score_fn, seed=seed, first_chain=first_chain, dtype=x.dtype

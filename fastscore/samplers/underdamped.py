@@ -12,7 +12,7 @@ from fastscore.noise import Stream, resolve_seed
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import evaluate
-from fastscore.samplers.langevin import as_tensor, prepare
+from fastscore.samplers.arguments import as_tensor, prepare
 
 
 class UnderdampedState(NamedTuple):
@@ -145,19 +145,19 @@ def underdamped_langevin(
         _checks.same_device("velocity", velocity, "x", x)
     seed = resolve_seed(seed, generator)
     run = chain.Run(
-        n_steps,
-        burn_in,
-        thin,
-        first_step,
-        first_chain,
-        on_nonfinite,
-        return_trajectory,
-        return_diagnostics,
-        progress,
-        seed,
-        checkpoint,
-        checkpoint_every,
-        {"step_size": step_size, "friction": friction, "temperature": temperature, "cond": cond},
+        n_steps=n_steps,
+        burn_in=burn_in,
+        thin=thin,
+        first_step=first_step,
+        first_chain=first_chain,
+        on_nonfinite=on_nonfinite,
+        return_trajectory=return_trajectory,
+        return_diagnostics=return_diagnostics,
+        progress=progress,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        settings={"step_size": step_size, "friction": friction, "temperature": temperature, "cond": cond},
     )
     if velocity is None and first_step:
         raise ValueError(f"velocity is needed to go on with a chain, got None with first_step {first_step}")
