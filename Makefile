@@ -51,6 +51,7 @@ interpreter: $(READY) ## lane 2: the kernels, in Triton's interpreter
 
 audit: $(READY) ## lane 3: the kernels, compiled ahead of time for GPUs that need not be there
 	$(PYTEST) tests/audit $(ARGS)
+	$(BIN)/python -m bench.roofline
 
 mutants: $(READY) ## break one line at a time, and see that a test fails
 	$(BIN)/python tests/mutants.py $(ARGS)

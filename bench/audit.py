@@ -117,6 +117,7 @@ def cases() -> Iterator[Case]:
     """Every shipped kernel in every shipped configuration."""
     yield from _langevin()
     yield from _noise()
+    yield from _jets()
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -148,7 +149,7 @@ def _langevin() -> Iterator[Case]:
 
 def _noise() -> Iterator[Case]:
     from fastscore_kernels.launch import tile_counters
-    from fastscore_kernels.noise import RADEMACHER_TILE, normal_kernel, rademacher_kernel
+    from fastscore_kernels.noise import RADEMACHER_TILE, mixed_kernel, normal_kernel, rademacher_kernel
 
     for kernel, lanes, tile in ((normal_kernel, 4, None), (rademacher_kernel, 128, RADEMACHER_TILE)):
         for dtype in ("fp32", "bf16", "fp64"):
@@ -163,6 +164,49 @@ def _noise() -> Iterator[Case]:
                 aligned=("out_ptr", "n_features", "n_groups"),
                 options=warps,
             )
+
+    _, options = tile_counters(1 << 20, 16, torch.float32)
+    warps = {"num_warps": options.pop("num_warps")}
+    yield Case(
+        name="mixed noise fp32 D=64",
+        kernel=mixed_kernel,
+        signature={**dict.fromkeys(("out_ptr", "x_ptr", "alpha_ptr", "beta_ptr"), "*fp32"), **_SIZES, **_COUNTERS},
+        constexprs={"STREAM": 4, "LANES": 4, "ALPHAS": True, "BETAS": False, **options},
+        elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * 4,
+        aligned=("out_ptr", "x_ptr", "n_features", "n_groups"),
+        options=warps,
+    )
+
+
+def _jets() -> Iterator[Case]:
+    """What the layers of networks need; an element is a unit of a sample, with its tangents."""
+    from fastscore_kernels.jet_layers import launch_options
+    from fastscore_kernels.jets import backward_kernel, forward_kernel
+
+    def case(name: str, kernel: Any, columns: int, absent: str, shared: bool = False, activation: str = "silu") -> Case:
+        options = launch_options(256)
+        missing = {f"{word}_ptr" for word in absent.split()}
+        pointers = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in missing]
+        sizes = {"H": 256, "K": columns, "PHI": activation, "SHARED": shared}
+        return Case(
+            name=f"jets {name} H=256",
+            kernel=kernel,
+            signature={**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"},
+            constexprs={**dict.fromkeys(missing), **sizes, "ROWS": options["ROWS"], "UNITS": options["UNITS"]},
+            elements=options["ROWS"] * options["UNITS"],
+            aligned=tuple(pointers),
+            options={"num_warps": options["num_warps"]},
+        )
+
+    below = "h_below hd_below hl_below"
+    yield case("forward value", forward_kernel, 1, f"hd hl form zd zl q p {below}")
+    yield case("forward estimate K=1", forward_kernel, 1, f"d hl zl q {below}")
+    yield case("forward energy K=16 residual", forward_kernel, 16, "d q", shared=True)
+    yield case("backward value", backward_kernel, 1, "dzd dzl dq_sums zd zl q dhd dhl g p")
+    yield case("backward estimate K=1", backward_kernel, 1, "dzl dq_sums zl q dd dhd dhl")
+    for activation in ("silu", "gelu_tanh"):
+        name = f"backward energy K=16 {activation}"
+        yield case(name, backward_kernel, 16, "dq_sums q g p dd", activation=activation)
 
 
 def main(argv: list[str] | None = None) -> int:

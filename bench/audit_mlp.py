@@ -10,6 +10,8 @@ from bench.audit import Case
 # The pointers that only some networks have, by what they have.
 _DEEP = frozenset(("w2_ptr", "b2_ptr", "u2_ptr", "m_ptr", "dz2_ptr", "gd2_ptr", "w2_t_ptr", "m_t_ptr", "d1_ptr"))
 _DIRECT = frozenset(("c_ptr", "gd1_sums_ptr"))
+_TRACE = frozenset(("m_ptr", "m_t_ptr", "c_ptr", "g_ptr", "d1_ptr", "gd1_sums_ptr", "gd2_ptr", "trace_ptr"))
+_DUAL = frozenset(("v_ptr", "p_t_ptr", "hd2_ptr", "dzd1_ptr"))
 _SHIFTS = frozenset(("u1_ptr", "u2_ptr", "u3_ptr"))
 
 
@@ -18,26 +20,36 @@ def cases() -> Iterator[tuple[str, Case]]:
     from fastscore_kernels import table
 
     for entry in table.entries():
+        dual, deep = entry["operation"].startswith("dual"), entry["operation"].endswith("upper")
         for architecture in entry["architectures"]:
             yield architecture, case(entry)
+            if dual:
+                continue
             yield architecture, case(entry, residual=True)
-            if entry["operation"] != "mlp_upper":
+            yield architecture, case(entry, traced=False)
+            if not deep:
                 yield architecture, case(entry, depth=1)
 
 
-def case(entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activation: str = "silu") -> Case:
-    """One entry's kernel for one kind of network; `residual` ones have a shift at every layer, too."""
+def case(
+    entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activation: str = "silu", traced: bool = True
+) -> Case:
+    """One entry's kernel for one kind of network; `residual` ones (and a probe's) have shifts at every layer."""
     from fastscore_kernels import mlp_backward, mlp_forward
 
     operation, width, dim, precision = (entry[key] for key in ("operation", "width", "dim", "precision"))
+    family, _, operation = operation.partition("_")
+    dual = family == "dual"
     kernel = {
-        "mlp_forward": mlp_forward.forward_kernel,
-        "mlp_upper": mlp_backward.upper_kernel,
-        "mlp_lower": mlp_backward.lower_kernel,
+        "forward": mlp_forward.forward_kernel,
+        "upper": mlp_backward.upper_kernel,
+        "lower": mlp_backward.lower_kernel,
     }[operation]
-    absent = _DEEP if depth == 1 else frozenset(("h1_ptr",)) if operation == "mlp_lower" else frozenset()
-    absent |= frozenset() if depth == 1 or residual else _DIRECT | (_LAST if operation == "mlp_lower" else frozenset())
-    absent |= frozenset() if residual else _SHIFTS
+    absent = _DEEP if depth == 1 else frozenset(("h1_ptr",)) if operation == "lower" else frozenset()
+    absent |= frozenset() if depth == 1 or residual else _DIRECT | (_LAST if operation == "lower" else frozenset())
+    absent |= frozenset() if residual or dual else _SHIFTS
+    absent |= frozenset() if dual else _DUAL
+    absent |= frozenset() if traced else _TRACE
     options = dict(entry["options"])
     block = min(options.pop("BLOCK"), width)
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
@@ -47,16 +59,18 @@ def case(entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activ
         "H2": width if depth == 2 else 1,
         "PHI1": activation,
         "PHI2": activation,
+        "DIRECT": depth == 1 or residual,
         "PRECISION": precision,
         "ABOVE": block if depth == 2 else 16,
         "BELOW": block,
         **options,
     }
     pointers = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in absent]
+    kind = (" residual" if residual else "") + ("" if traced else " score")
     return Case(
-        name=f"{operation} {precision} H={width} D={dim} L={depth}{' residual' if residual else ''}",
+        name=f"{family}_{operation} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
-        signature={**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"},
+        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32"},
         constexprs={
             **{name: None for name in kernel.arg_names if name in absent},
             **{name: value for name, value in constants.items() if name in kernel.arg_names},
@@ -65,6 +79,17 @@ def case(entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activ
         aligned=tuple(pointers),
         options=launch,
     )
+
+
+# What stays in float32 beside bfloat16 products: samples and what is summed.
+_WIDE = (
+    frozenset(("x_ptr", "v_ptr", "ds_ptr", "g_ptr", "b1_ptr", "b2_ptr", "b3_ptr", "c_ptr", "score_ptr", "trace_ptr"))
+    | _SHIFTS
+)
+
+
+def _pointer(name: str, precision: str) -> str:
+    return "*bf16" if precision == "bf16" and name not in _WIDE and not name.endswith("_sums_ptr") else "*fp32"
 
 
 # What `mlp_lower` reads of the output's layer, where h_1 reaches the output directly.

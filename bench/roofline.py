@@ -8,6 +8,7 @@ expected one if the others hide behind it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from typing import Any
@@ -75,6 +76,43 @@ def entry(operation: str, dim: int, width: int = 128) -> dict[str, Any]:
     raise LookupError(f"no entry for {operation}, width {width}, dim {dim}")
 
 
+def layered(depth: int, dim: int, parts: int, passes: int, width: int, size: int) -> dict[str, float]:
+    """Limits, in ns a sample, of a step of training layer by layer; nothing is compiled.
+
+    Args:
+        depth: L.
+        dim: D.
+        parts: rows that go through every product for each sample: the value, K tangents along probes, a Laplacian.
+        passes: how often the D tangents of a layer are read or written.
+        width: H.
+        size: bytes of a number: 4, products in TF32; or 2, in bfloat16 at twice the rate.
+    """
+    layers = list(itertools.pairwise([dim, *[width] * depth, dim]))
+    moved = passes * dim * width
+    for low, high in layers:
+        moved += parts * 2 * (low + high)  # the product, and the gradient of its weights
+    for low, high in layers[:-1]:
+        moved += parts * 5 * high  # z to h; z and dh to dz
+        moved += parts * (high + low) if low != dim else 0  # dz to the dh below
+    products = 3 * parts * sum(low * high for low, high in layers) + passes // 4 * dim * width**2
+    clocks = _SMS * _HERTZ * 1e-9
+    return {"tensor": products / (_TENSOR * 4 / size) / clocks, "memory": size * moved / _BANDWIDTH * 1e9}
+
+
+def print_layered(width: int) -> None:
+    """What a step along one probe with two hidden layers on chip should cost, and steps layer by layer."""
+    # Arrays of [B, H]: six written above, two read and two written below, eight read for the gradients of weights.
+    print(f"estimate L=2 K=1 tf32, on chip: at least {18 * 4 * width / _BANDWIDTH * 2**20 * 1e3:.2f} ms, by memory")
+    steps = {"denoising L=4 D=2": (4, 2, 1, 0), "estimate L=2 D=2 K=1": (2, 2, 2, 0)}
+    steps |= {"estimate L=3 D=64 K=1": (3, 64, 2, 0), "exact L=3 D=2": (3, 2, 1, 12), "exact L=3 D=16": (3, 16, 1, 12)}
+    steps |= {"energy L=2 D=2": (2, 2, 2, 8), "energy L=3 D=16": (3, 16, 2, 19)}
+    for name, (depth, dim, parts, passes) in steps.items():
+        for size, dtype in ((4, "tf32"), (2, "bf16")):
+            found = layered(depth, dim, parts, passes, width, size)
+            limiter = max(found, key=lambda k: found[k])
+            print(f"{name} {dtype}, layer by layer: {found[limiter] * 2**20 * 1e-6:.2f} ms expected, limit: {limiter}")
+
+
 def main() -> int:
     """Print every limit of every kernel, and what a whole step of exact implicit score matching adds up to."""
     width = 128
@@ -100,6 +138,7 @@ def main() -> int:
         total += max(products.values())
         print(f"weight gradients (cuBLAS), D={dim}", *(f"{k}={t:.2f}ns" for k, t in products.items()))
         print(f"one step of 2^20 samples, D={dim}: {total * 2**20 * 1e-6:.2f} ms expected")
+    print_layered(width)
     return 0
 
 

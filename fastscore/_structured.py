@@ -6,6 +6,7 @@ form is taken, and the scalings around the network, `s(x) = b net(a x) + c x`, s
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -147,7 +148,10 @@ def read(fn: _checks.Score, x: Tensor, cond: Any, kinds: tuple[str, ...]) -> rea
     """The network that fn is, if it is one of these kinds and its sums are in x's own precision."""
     if x.dtype not in (torch.float32, torch.float64):
         return None
-    reading = reader.read(fn, x, cond)
+    # Kernels that round to autocast's bfloat16 take the network itself in full precision.
+    full = torch.autocast(x.device.type, enabled=False) if ops.narrow(x) else contextlib.nullcontext()
+    with full:
+        reading = reader.read(fn, x, cond)
     if reading is not None and "energy" in kinds and reading.kind == "score" and x.shape[1:] == (1,):
         reading = replace(reading, kind="energy")  # [B, 1] for x [B, 1]
     return reading if reading is not None and reading.kind in kinds else None
@@ -218,6 +222,30 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
     if reading.kind == "energy_score":
         return ops.energy_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
+
+
+def denoising_loss(
+    fn: _checks.Score,
+    x: Tensor,
+    cond: Any,
+    level: float | Tensor,
+    *,
+    weigh: bool,
+    share: float,
+    seed: int,
+    first_chain: int,
+) -> Tensor | None:
+    """`share sum_b 1/2 |level s(x + level e) + e|^2` by kernels that make noise and gradients, or None."""
+    if not ops.on_kernels(x):
+        return None
+    reading = read(fn, x, cond, ("score",))
+    if reading is None or not reading.is_plain:
+        return None
+    flat = level.reshape(-1, 1) if isinstance(level, Tensor) else level
+    return ops.denoising_loss(
+        reading.mlp, x.flatten(1), reading.shifts, level=flat, weigh=weigh, square=share / 2, seed=seed,
+        first_chain=first_chain,
+    )  # fmt: skip
 
 
 def piece_rows(reading: reader.Reading, x: Tensor, how: Request) -> int | None:

@@ -256,6 +256,13 @@ def denoising_score_matching(
     _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
     level = noise_level(sigma, x)
     seed = noise.resolve_seed(seed, generator)
+    if reduction != "none":
+        share, weigh = 1.0 / x.shape[0] if reduction == "mean" else 1.0, weighting == "sigma2"
+        fused = _structured.denoising_loss(
+            score_fn, x, cond, level, weigh=weigh, share=share, seed=seed, first_chain=first_chain
+        )
+        if fused is not None:
+            return fused
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     e = noise.normal(x.shape, seed=seed, stream=noise.Stream.DATA, dtype=kind, device=x.device, first_chain=first_chain)
     score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)

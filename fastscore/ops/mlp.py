@@ -8,12 +8,14 @@ The entry for `divergence`, `laplacian` and the losses; they pass a network read
     energy_terms(mlp, x, shifts, probes=None)             -> energy [B], score [B, D], lap [B]  exact, or v'Hv [B, K]
     implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
     energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
+    denoising_loss(mlp, x, shifts, level=, ...)           -> loss, or None without kernels      one number, fused
 
 Scalings around the network (`s = c_out net(c_in x) + c_skip x`) stay with the caller, for whom
 `tr = c_in c_out tr_net + c_skip D`. Everything is differentiable in x, shifts, weights, biases and C, to any order;
 memory beyond inputs, outputs and gradients does not grow with the batch, with D or with the probes. What the
-hand-written passes cannot serve (torch.func transforms, forward-mode AD, torch.compile, autocast, dtypes but float32
-and float64, tensor subclasses, a C per sample) gets the plain reference, with the same values.
+hand-written passes cannot serve (torch.func transforms, forward-mode AD, torch.compile, dtypes but float32 and float64,
+tensor subclasses, a C per sample, autocast but to bfloat16 by Triton's kernels) gets the plain reference, with the same
+values.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops.mlp_functions import Loss, Outputs, Prepared, Problem, Terms, Weights, transformed
+from fastscore.ops import _dispatch, noise
+from fastscore.ops.mlp_denoising import Denoising, Residual
+from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights, transformed
 from fastscore.ops.mlp_functions import Probes as Probes
+from fastscore.ops.mlp_functions import narrow as narrow
 from fastscore.reference.mlp import MLP, Shifts
+from fastscore.reference.philox import Stream
 
 
 def score_and_trace(mlp: MLP, x: Tensor, shifts: Shifts = (), *, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -41,7 +47,7 @@ def score_and_trace(mlp: MLP, x: Tensor, shifts: Shifts = (), *, weight: Tensor 
         shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
         weight: C, `[D, D]` or `[B, D, D]`; the identity when None.
     """
-    score, terms = _terms(Problem(mlp.activations, mlp.residuals), mlp, x, shifts, weight)
+    score, terms = _terms(_problem(mlp, x), mlp, x, shifts, weight)
     return score, terms.squeeze(1)
 
 
@@ -57,7 +63,7 @@ def score_and_quadratic(
         probes: which probes; they are regenerated where they are needed and never kept.
         weight: C, `[D, D]` or `[B, D, D]`; the identity when None.
     """
-    score, quadratic = _terms(Problem(mlp.activations, mlp.residuals, probes=probes), mlp, x, shifts, weight)
+    score, quadratic = _terms(_problem(mlp, x, probes=probes), mlp, x, shifts, weight)
     return score, quadratic
 
 
@@ -74,7 +80,7 @@ def energy_terms(
         shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
         probes: which probes, for an estimate.
     """
-    problem = Problem(mlp.activations, mlp.residuals, energy=True, probes=probes)
+    problem = _problem(mlp, x, energy=True, probes=probes)
     energy, score, laplacian = _terms(problem, mlp, x, shifts, None)
     return energy.squeeze(1), score, laplacian
 
@@ -95,7 +101,7 @@ def implicit_loss(
         trace: the weight of `tr J`.
         probes: use the mean of Hutchinson's estimates for the trace; exact when None.
     """
-    problem = Problem(mlp.activations, mlp.residuals, probes=probes)
+    problem = _problem(mlp, x, probes=probes)
     return _loss(problem, Weights(square, trace), mlp, x, shifts)
 
 
@@ -112,8 +118,46 @@ def energy_loss(
         trace: the weight of `tr J = -lap E`.
         probes: use the mean of Hutchinson's estimates for the Laplacian; exact when None.
     """
-    problem = Problem(mlp.activations, mlp.residuals, energy=True, probes=probes)
-    return _loss(problem, Weights(square, trace), mlp, x, shifts)
+    return _loss(_problem(mlp, x, energy=True, probes=probes), Weights(square, trace), mlp, x, shifts)
+
+
+def denoising_loss(
+    mlp: MLP,
+    x: Tensor,
+    shifts: Shifts = (),
+    *,
+    level: float | Tensor,
+    weigh: bool,
+    square: float,
+    seed: int,
+    first_chain: int,
+) -> Tensor | None:
+    """Return `square sum_b |level_b s(x_b + level_b e_b) + e_b|^2`, its gradients computed on the way, from kernels.
+
+    None where there are none for it, or it asks for more than gradients in the network's tensors.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        level: standard deviation of the noise, a number or `[B, 1]`.
+        weigh: weigh residuals by the level, as above; else they are `s + e / level`.
+        square: the weight of the squares.
+        seed: seed of the noise.
+        first_chain: global index of the first row.
+    """
+    tensors, problem = _flat(mlp, shifts, None), _problem(mlp, x)
+    needed = [t for t in tensors if t is not None and t.requires_grad]
+    fixed = not x.requires_grad and not (isinstance(level, Tensor) and level.requires_grad)
+    if not (
+        fixed and needed and torch.is_grad_enabled() and x.dtype == torch.float32 and _fusable(problem, x, tensors)
+    ):
+        return None
+    if problem.kernels(mlp, x) is None:
+        return None
+    residual = Residual(square, level if weigh else 1.0, 1.0 if weigh else 1 / level, seed, first_chain)
+    y = noise.mixed(x.detach(), 1.0, level, seed, int(Stream.DATA), first_chain)
+    return cast(Tensor, Denoising.apply(problem, residual, y, *tensors))  # type: ignore[no-untyped-call]
 
 
 def runner(
@@ -129,17 +173,25 @@ def runner(
 
     "triton": kernels; "tiles": hand-written passes in tiles; "reference": plain torch, the whole batch at once.
     """
-    tensors = _flat(mlp, shifts, weight)
-    if not _fusable(x, tensors):
+    problem = _problem(mlp, x, energy=energy, probes=probes)
+    if not _fusable(problem, x, _flat(mlp, shifts, weight)):
         return "reference"
-    problem = Problem(mlp.activations, mlp.residuals, energy=energy, probes=probes)
-    prepared = Prepared(problem, x, tensors, [False] * len(tensors))
-    return "tiles" if prepared.kernels(x) is None else "triton"
+    return "tiles" if problem.kernels(mlp, x) is None else "triton"
+
+
+def on_kernels(x: Tensor) -> bool:
+    """Whether there may be kernels for networks at x."""
+    return _dispatch.kernels("mlp", x.device) is not None
+
+
+def _problem(mlp: MLP, x: Tensor, *, energy: bool = False, probes: Probes | None = None) -> Problem:
+    estimated = energy and probes is not None  # which no kernel does
+    return Problem(mlp.activations, mlp.residuals, energy, probes, narrow(x) and not estimated)
 
 
 def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor | None) -> Outputs:
     tensors = _flat(mlp, shifts, weight)
-    if not _fusable(x, tensors):
+    if not _fusable(problem, x, tensors):
         return problem.plain(x, tensors)
     return cast(Outputs, Terms.apply(problem, x, *tensors))  # type: ignore[no-untyped-call]
 
@@ -147,7 +199,7 @@ def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor
 def _loss(problem: Problem, weights: Weights, mlp: MLP, x: Tensor, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
     tensors = _flat(mlp, shifts, None)
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-    if recorded and _fusable(x, tensors):
+    if recorded and _fusable(problem, x, tensors):
         return cast(tuple[Tensor, Tensor, Tensor], Loss.apply(problem, weights, x, *tensors))  # type: ignore[no-untyped-call]
     square, trace = weights.sums(problem, _terms(problem, mlp, x, shifts, None))
     return weights.square * square + weights.trace * trace, square.detach(), trace.detach()
@@ -158,11 +210,13 @@ def _flat(mlp: MLP, shifts: Shifts, weight: Tensor | None) -> tuple[Tensor | Non
     return (*(shifts or (None,) * (mlp.depth + 1)), *mlp.weights, *mlp.biases, weight)
 
 
-def _fusable(x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
+def _fusable(problem: Problem, x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
     """Whether plain eager tensors of one precise dtype ask for values and first derivatives, as far as can be seen."""
     if torch.compiler.is_compiling() or transformed((x,)):
         return False
-    if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or not len(x):
+    if torch.is_autocast_enabled(x.device.type) and not problem.narrow:
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or not len(x):
         return False
     *layers, weight = tensors
     if weight is not None and weight.ndim != 2:
@@ -171,7 +225,7 @@ def _fusable(x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
         tensor is None
         or (
             type(tensor) in (Tensor, torch.nn.Parameter)
-            and tensor.dtype == x.dtype
+            and (tensor.dtype == x.dtype or (problem.narrow and tensor.dtype == torch.bfloat16))
             and tensor.device == x.device
             and forward_ad.unpack_dual(tensor).tangent is None
         )

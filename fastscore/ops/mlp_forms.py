@@ -34,7 +34,7 @@ class Bilinear:
     `(W_1 C W_{L+1})' = N`, `c = diag N` and `M = W_2 * N`: one product `[B, H_1] x [H_1, H_2]` whatever D.
     """
 
-    order, columns = 1, 1
+    kind, order, columns = "bilinear", 1, 1
 
     def __init__(self, mlp: MLP, first: Tensor) -> None:
         loop = mlp.weights[-1].t() @ first.t()
@@ -89,7 +89,7 @@ class Tangents:
     `tr(C J) = sum_d P[d] . T_{L-1}[d]`. As many products as for tangents carried to the end, and less to move.
     """
 
-    order = 1
+    kind, order = "tangents", 1
 
     def __init__(self, mlp: MLP, first: Tensor) -> None:
         last = mlp.weights[-1]
@@ -185,7 +185,7 @@ class Quadratic:
     The probes are a function of the rows, made anew for a tile and never kept.
     """
 
-    order = 1
+    kind, order = "quadratic", 1
 
     def __init__(self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int) -> None:
         self.columns, self.residuals, self.probes = columns, mlp.residuals, probes

@@ -9,7 +9,7 @@ back to the plain meaning, which autograd differentiates to any order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
@@ -63,12 +63,14 @@ class Problem:
         residuals: of the network.
         energy: ask for (energy, score, Laplacian) rather than for (score, trace); with probes, for `v_k' H v_k`.
         probes: estimate the trace with these rather than compute it.
+        narrow: round the factors of products to bfloat16, as autocast asks; sums stay in float32.
     """
 
     activations: tuple[str, ...]
     residuals: tuple[bool, ...]
     energy: bool = False
     probes: Probes | None = None
+    narrow: bool = False
 
     def split(self, tensors: Sequence[Any]) -> tuple[MLP, Shifts, Tensor | None]:
         """The network, its shifts and the weight C out of the flat `(*shifts, *weights, *biases, C)`."""
@@ -93,6 +95,21 @@ class Problem:
             return Laplacian(mlp)
         first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight
         return Bilinear(mlp, first) if mlp.depth <= 2 else Tangents(mlp, first)
+
+    def kernels(self, mlp: MLP, x: Tensor) -> ModuleType | None:
+        """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""
+        family = ""
+        if self.energy and self.probes is not None:
+            return None
+        if not self.energy and mlp.depth <= 2 and self.probes is None:
+            family = "mlp"
+        elif self.probes is not None and self.probes.count == 1 and mlp.depth == 2 and not any(mlp.residuals):
+            family = "dual"
+        for name in ("mlp", "mlp_layers") if family else ("mlp_layers",):
+            found = _dispatch.kernels(name, x.device)
+            if found is not None and found.supported(mlp, x, self.narrow, family):
+                return found
+        return None
 
     def plain(self, x: Tensor, tensors: Sequence[Any]) -> Outputs:
         """What it means: `(score, trace [B, 1] or forms [B, K])`, or `(energy [B, 1], score, Laplacian or forms)`."""
@@ -122,6 +139,14 @@ class Weights:
         return outputs[0].square().sum(), outputs[1].mean(1).sum()
 
 
+def narrow(x: Tensor) -> bool:
+    """Whether autocast asks for products in bfloat16, of float32 and where there are kernels for it."""
+    device = x.device.type
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device) or x.dtype != torch.float32:
+        return False
+    return torch.get_autocast_dtype(device) == torch.bfloat16 and _dispatch.kernels("mlp_layers", x.device) is not None
+
+
 class Prepared:
     """A form on detached weights, with the small graph from the weights to the form's parameters kept beside it."""
 
@@ -138,16 +163,16 @@ class Prepared:
             self.form = problem.form(mlp, x, weight)
         self.graph = self.form.parameters
         self.form.parameters = tuple(parameter.detach() for parameter in self.graph)
-        self.mlp = mlp
-
-    def kernels(self, x: Tensor) -> ModuleType | None:
-        """The Triton kernels that do what the tiles do, if they should and can; they know the bilinear form only."""
-        found = _dispatch.kernels("mlp", x.device) if isinstance(self.form, Bilinear) else None
-        return found if found is not None and found.supported(self.mlp, x) else None
+        self.mlp, self.problem = mlp, problem
+        if problem.narrow:  # what enters products; the graph above stays in float32
+            self.mlp = replace(mlp, weights=tuple(weight.detach().bfloat16() for weight in mlp.weights))
+            self.form.parameters = tuple(p.bfloat16() if p.ndim == 2 else p for p in self.form.parameters)
 
     def evaluate(self, x: Tensor) -> Outputs:
         """The network's output and the form's values."""
-        return cast(Outputs, (self.kernels(x) or mlp_tiles).evaluate(self.mlp, x, self.shifts, self.form))
+        return cast(
+            Outputs, (self.problem.kernels(self.mlp, x) or mlp_tiles).evaluate(self.mlp, x, self.shifts, self.form)
+        )
 
     def wanted(self) -> dict[Key, Tensor]:
         """The parameters of the form through which a wanted gradient flows."""
@@ -179,16 +204,16 @@ def _differentiate(
     """Gradients of `(x, *tensors)` where they are needed, else None; `reads` says whether upstream looks at outputs."""
     keys = problem.keys()
     wanted = {key: t for key, t, need in zip(keys, (x, *tensors), needs, strict=True) if need and key[0] != "C"}
-    with _cpu_threads.alone(x):
+    with _cpu_threads.alone(x), torch.autocast(x.device.type, enabled=False):
         prepared = Prepared(problem, x, tensors, needs[1:])
         arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
-        kernels = prepared.kernels(x)
-        gradients = mlp_tiles.differentiate(*arguments) if kernels is None else kernels.differentiate(*arguments, reads)
+        found = problem.kernels(prepared.mlp, x)
+        gradients = mlp_tiles.differentiate(*arguments) if found is None else found.differentiate(*arguments, reads)
         prepared.pull(gradients)
     return [gradients.get(key) if need else None for key, need in zip(keys, needs, strict=True)]
 
 
-def _vjp(
+def vjp(
     function: Callable[..., Outputs], inputs: Sequence[Any], needs: Sequence[bool], upstream: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Gradients of the plain function, themselves differentiable where gradients are recorded."""
@@ -219,14 +244,14 @@ class Terms(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, x: Tensor, *tensors: Any) -> Outputs:
         ctx.problem = problem
         ctx.save_for_backward(x, *tensors)
-        with _cpu_threads.alone(x):
+        with _cpu_threads.alone(x), torch.autocast(x.device.type, enabled=False):
             return Prepared(problem, x, tensors, [False] * len(tensors)).evaluate(x)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         problem, (x, *tensors), needs = ctx.problem, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or transformed(upstream):
-            return None, *_vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
+            return None, *vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
 
         def of_rows(rows: slice, _out: Tensor, _values: Outputs) -> tuple[Tensor, Outputs]:
             first, *others = upstream
@@ -270,4 +295,4 @@ class Loss(torch.autograd.Function):
             square, trace = weights.sums(problem, problem.plain(x, tensors))
             return (weights.square * square + weights.trace * trace,)
 
-        return None, None, *_vjp(plain, inputs, needs, (upstream,))
+        return None, None, *vjp(plain, inputs, needs, (upstream,))

@@ -20,7 +20,7 @@ class Laplacian:
     `a_l = dE/dh_l` come down: `a_L = w`, `a_{l-1} = W_l' (d_l a_l) + r_l a_l`, `grad E = W_1' (d_1 a_1)`.
     """
 
-    order = 2
+    kind, order = "laplacian", 2
 
     def __init__(self, mlp: MLP) -> None:
         first = mlp.weights[0]

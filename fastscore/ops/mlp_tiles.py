@@ -69,6 +69,7 @@ class Gradients:
 class Form(Protocol):
     """A functional of the slopes of a network, with its gradient."""
 
+    kind: str  # which it is, for kernels that know it
     order: int  # the highest derivative of the activations that `value` reads
     columns: int  # rows of a tile's largest array per sample: the tangents it carries
     parameters: tuple[Tensor, ...]  # what it computed from the weights; gradients go to ("form", i)

@@ -42,6 +42,16 @@ def uniform(
     )
 
 
+def mixed(x: Tensor, alpha: float | Tensor, beta: float | Tensor, seed: int, stream: int, first_chain: int) -> Tensor:
+    """`alpha x + beta e` for x `[n, D]` of float32 and the normals e of its rows; alpha, beta a number or `[n, 1]`."""
+    if (kernels := _dispatch.kernels("noise", x.device)) is not None and len(x):
+        scales = (torch.as_tensor(scale, dtype=torch.float32, device=x.device) for scale in (alpha, beta))
+        return kernels.mixed(x, *scales, seed, stream, first_chain)  # type: ignore[no-any-return]
+    n, width = x.shape
+    e = normal(n, width, seed, stream, 0, first_chain, x.dtype, x.device)
+    return alpha * x + beta * e
+
+
 def computed(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which arithmetic on `dtype` is done: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

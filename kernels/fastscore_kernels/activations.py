@@ -125,3 +125,39 @@ def value_slope_and_curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
         tl.static_assert(NAME == "sine")
         sine, cosine = sine_and_cosine(z)
         return sine, cosine, -sine
+
+
+@triton.jit
+def third(z, NAME: tl.constexpr):
+    """phi'''(z)."""
+    if NAME == "silu":
+        s = sigmoid(z, False)
+        q = s * (1.0 - s)
+        return 3.0 * q * (1.0 - 2.0 * s) + z * (q * (1.0 - 6.0 * q))
+    elif NAME == "tanh":
+        t = 2.0 * sigmoid(2.0 * z, False) - 1.0
+        return (1.0 - t * t) * (6.0 * t * t - 2.0)
+    elif NAME == "gelu_tanh":
+        y = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        double_u = 1.5957691216057308 * y * (1.0 + 0.044715 * y * y)
+        e = tl.exp(-tl.abs(double_u))
+        r = 1.0 / (1.0 + e)
+        q = e * r * r
+        t = tl.where(double_u >= 0.0, (1.0 - e) * r, (e - 1.0) * r)  # 2 s - 1
+        u, v = 1.5957691216057308 + 0.2140644488 * y * y, 0.4281288976 * y
+        second = q * (v - t * u * u)
+        return 3.0 * second + y * (q * ((1.0 - 6.0 * q) * u * u * u - 3.0 * t * u * v + 0.4281288976))
+    elif NAME == "softplus":
+        e = tl.exp(-tl.abs(z))
+        r = 1.0 / (1.0 + e)
+        return e * r * r * r * tl.where(z >= 0.0, e - 1.0, 1.0 - e)
+    elif NAME == "gelu":
+        y = tl.minimum(tl.maximum(z, -15.0), 15.0)
+        return 0.3989422804014327 * tl.exp(-0.5 * y * y) * (y * (y * y - 4.0))
+    elif NAME == "softsign":
+        r = 1.0 / (1.0 + tl.abs(z))
+        return 6.0 * (r * r) * (r * r)
+    else:
+        tl.static_assert(NAME == "sine")
+        _, cosine = sine_and_cosine(z)
+        return -cosine

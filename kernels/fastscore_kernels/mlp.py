@@ -15,6 +15,7 @@ from fastscore_kernels import table
 from fastscore_kernels.launch import device_of
 from fastscore_kernels.mlp_backward import lower_kernel, upper_kernel
 from fastscore_kernels.mlp_forward import forward_kernel
+from fastscore_kernels.products import accumulate, product
 
 ACTIVATIONS = frozenset(("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine"))
 
@@ -30,7 +31,7 @@ class Layers(NamedTuple):
     """A network as the kernels take it: contiguous tensors, None for what it does not have."""
 
     weights: dict[str, torch.Tensor | None]
-    """By the kernels' names for them: w1, w2, w3, b1, b2, b3, m, c; w2_t, w3_t and m_t are transposes."""
+    """By the kernels' names for them: w1, w2, w3, b1, b2, b3, m, c; w2_t, w3_t, m_t and p_t are transposes."""
     shifts: tuple[torch.Tensor | None, ...]
     """u_1, u_2, u_3."""
     constants: dict[str, Any]
@@ -39,7 +40,17 @@ class Layers(NamedTuple):
     @property
     def deep(self) -> bool:
         """Whether there are two hidden layers."""
-        return self.weights["m"] is not None
+        return self.weights["w2"] is not None
+
+    @property
+    def dual(self) -> bool:
+        """Whether the trace is estimated along a probe."""
+        return self.weights["p_t"] is not None
+
+    @property
+    def traced(self) -> bool:
+        """Whether there is a trace beside the score."""
+        return self.weights["m"] is not None or self.weights["c"] is not None
 
     def arguments(self, rows: slice) -> dict[str, Any]:
         """What kernels take of the network, by argument, for some of the samples."""
@@ -49,29 +60,41 @@ class Layers(NamedTuple):
         return {**given, **self.constants}
 
 
-def supported(mlp: Any, x: torch.Tensor) -> bool:
-    """Whether these kernels serve a network: float32, one or two hidden layers, and a tested launch for its sizes."""
+def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
+    """Whether these kernels serve a network: float32, one or two hidden layers, and a tested launch for its sizes.
+
+    The family is "mlp", or "dual" for the estimate along one probe (two hidden layers, none residual).
+    """
+    rounding = precision(x.device, narrow)
     return (
         x.dtype == torch.float32
         and len(mlp.activations) <= 2
         and set(mlp.activations) <= ACTIVATIONS
-        and table.options("mlp_forward", x.device, precision(x.device), _width(mlp.weights), x.shape[1]) is not None
+        and table.options(f"{family}_forward", x.device, rounding, _width(mlp.weights), x.shape[1]) is not None
     )
 
 
-def precision(device: torch.device) -> str:
-    """What a product rounds to: float32 by three TF32 products where torch is to keep all of it, else TF32.
+def precision(device: torch.device, narrow: bool) -> str:
+    """What a product rounds to: bfloat16 if `narrow`, else float32 where torch is to keep all of it, else TF32.
 
-    AMD's tensor cores multiply float32 as it is.
+    float32 takes three TF32 products; AMD's tensor cores multiply it as it is.
     """
+    if narrow:
+        return "bf16"
     if device.type == "cuda" and torch.version.hip is not None:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score `[B, D]` and trace `[B, 1]`."""
-    return _forward(_layers(mlp, x, shifts, form, ()), x.contiguous(), slice(0, len(x)))
+def rows(mlp: Any, columns: int) -> int:
+    """How many samples a gradient works on at a time."""
+    return max(1, _CHUNK // _width(mlp.weights))
+
+
+def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, ...]:
+    """Score `[B, D]` and trace `[B, 1]`, or with the form "value" the score alone."""
+    part = slice(0, len(x))
+    return _forward(_layers(mlp, x, shifts, form, ()), x.contiguous(), _probe(form, part), part)
 
 
 def differentiate(
@@ -83,61 +106,79 @@ def differentiate(
         key: (torch.empty if key[0] in ("x", "shift") else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
         for key, t in wanted.items()
     }
-    chunk = max(1, _CHUNK // _width(mlp.weights))
-    for start in range(0, len(x), chunk):
-        rows = slice(start, min(start + chunk, len(x)))
-        score, trace = _forward(layers, x[rows], rows) if reads else (None, None)
-        ds, (g,) = upstream(rows, score, (trace,))
-        ds = torch.zeros_like(x[rows]) if ds is None else ds.contiguous()
-        g = x.new_full((len(ds),), scale) if g is None else g.reshape(-1) * scale
-        _backward(layers, x[rows], rows, ds, g, gradients)
+    size = rows(mlp, form.columns)
+    for start in range(0, len(x), size):
+        part = slice(start, min(start + size, len(x)))
+        v = _probe(form, part)
+        score, *trace = _forward(layers, x[part], v, part) if reads else (None, None)
+        ds, on_trace = upstream(part, score, tuple(trace))
+        ds = torch.zeros_like(x[part]) if ds is None else ds.contiguous()
+        g = None
+        if form.kind != "value":
+            g = x.new_full((len(ds),), scale) if on_trace[0] is None else on_trace[0].reshape(-1) * scale
+        _backward(layers, x[part], v, part, ds, g, gradients)
     return gradients
 
 
-def _forward(layers: Layers, x: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    score, trace = _empty(x, *x.shape), _empty(x, len(x), 1)
-    _launch(forward_kernel, "mlp_forward", layers, rows, {"score_ptr": score, "trace_ptr": trace, "x_ptr": x})
-    return score, trace
+def _probe(form: Any, part: slice) -> torch.Tensor | None:
+    """The probe of some samples, `[n, D]`, made anew."""
+    return form.probes(part)[:, 0].contiguous() if form.kind == "quadratic" else None
+
+
+def _forward(layers: Layers, x: torch.Tensor, v: torch.Tensor | None, rows: slice) -> tuple[torch.Tensor, ...]:
+    score, trace = _empty(x, *x.shape), _empty(x, len(x), 1) if layers.traced else None
+    _launch(forward_kernel, "forward", layers, rows, {"score_ptr": score, "trace_ptr": trace, "x_ptr": x, "v_ptr": v})
+    return (score,) if trace is None else (score, trace)
 
 
 def _backward(
-    layers: Layers, x: torch.Tensor, rows: slice, ds: torch.Tensor, g: torch.Tensor, gradients: Gradients
+    layers: Layers,
+    x: torch.Tensor,
+    v: torch.Tensor | None,
+    rows: slice,
+    ds: torch.Tensor,
+    g: torch.Tensor | None,
+    gradients: Gradients,
 ) -> None:
     """Write the gradients of some samples, and add theirs to the gradients of weights."""
     first, last, deep = layers.constants["H1"], layers.constants["H2"], layers.deep
     w1: Any = layers.weights["w1"]
     factors = any(key[0] not in ("x", "shift") for key in gradients)
-    given: dict[str, Any] = {"x_ptr": x, "ds_ptr": ds, "g_ptr": g}
+    given: dict[str, Any] = {"x_ptr": x, "v_ptr": v, "ds_ptr": ds, "g_ptr": g}
 
     def array(width: int, wanted: bool, key: Key | None = None) -> Any:
         """What a kernel writes `[rows, width]` to: the gradient that it is, else something to multiply by, or None."""
         if key in gradients:
             return gradients[key][rows]
-        return _empty(x, len(x), width) if wanted else None
+        return torch.empty((len(x), width), dtype=w1.dtype, device=x.device) if wanted else None
 
-    dz2, gd2, phi2 = array(last, deep, ("shift", 1) if deep else None), array(last, deep), array(last, deep and factors)
-    h1, d1, dz1 = array(first, factors), array(first, deep and factors), array(first, True, ("shift", 0))
+    bent = layers.weights["m"] is not None
+    dz2, gd2, phi2 = array(last, deep, ("shift", 1) if deep else None), array(last, bent), array(last, deep and factors)
+    h1, d1, dz1 = array(first, factors), array(first, bent and factors), array(first, True, ("shift", 0))
+    hd2, dzd1 = array(last, layers.dual and factors), array(first, layers.dual and factors)
     sums: dict[str, torch.Tensor] = {}
     if deep:
-        written = {"dz2_ptr": dz2, "gd2_ptr": gd2, "phi2_ptr": phi2, "h1_ptr": h1, "d1_ptr": d1}
-        sums |= _launch(upper_kernel, "mlp_upper", layers, rows, {**given, **written}, {"dz2_sums_ptr": last})
+        written = {"dz2_ptr": dz2, "gd2_ptr": gd2, "phi2_ptr": phi2, "hd2_ptr": hd2, "h1_ptr": h1, "d1_ptr": d1}
+        sums |= _launch(upper_kernel, "upper", layers, rows, {**given, **written}, {"dz2_sums_ptr": last})
         given |= {"dz2_ptr": dz2, "gd2_ptr": gd2}
-    given |= {"dz1_ptr": dz1, "h1_ptr": None if deep else h1}
-    sums |= _launch(
-        lower_kernel, "mlp_lower", layers, rows, given, dict.fromkeys(("dz1_sums_ptr", "gd1_sums_ptr"), first)
-    )
+    given |= {"dz1_ptr": dz1, "dzd1_ptr": dzd1, "h1_ptr": None if deep else h1}
+    sums |= _launch(lower_kernel, "lower", layers, rows, given, dict.fromkeys(("dz1_sums_ptr", "gd1_sums_ptr"), first))
 
     out = 2 if deep else 1
-    residual = deep and layers.weights["c"] is not None
+    residual = deep and layers.constants["DIRECT"]
     products: list[tuple[Key, Any, Any]] = [(("weight", 0), dz1, x), (("weight", out), ds, phi2 if deep else h1)]
     if deep:
-        products += [(("weight", 1), dz2, h1), (("form", 0), gd2, d1)]
+        products += [(("weight", 1), dz2, h1), (("form", 1 if layers.dual else 0), gd2, d1)]
+    if g is not None and v is not None:
+        products += [(("form", 0), dzd1, v), (("form", 2), g[:, None] * v, hd2)]
     if residual:
         products += [(("weight", out), ds, h1)]
     for key, left, right in products:
         if key in gradients:
-            gradients[key].addmm_(left.t(), right)
-    totals = {("bias", 0): "dz1_sums_ptr", ("form", 1 if deep else 0): "gd1_sums_ptr"}
+            accumulate(gradients[key], left, right)
+    totals = {("bias", 0): "dz1_sums_ptr"}
+    if layers.weights["c"] is not None:
+        totals["form", 1 if deep else 0] = "gd1_sums_ptr"
     if deep:
         totals[("bias", 1)] = "dz2_sums_ptr"
     for key, name in totals.items():
@@ -146,7 +187,7 @@ def _backward(
     if ("bias", out) in gradients:
         gradients["bias", out].add_(ds.sum(0))
     if ("x", 0) in gradients:
-        torch.mm(dz1, w1, out=gradients["x", 0][rows])
+        gradients["x", 0][rows] = product(dz1, w1)
     if ("shift", out) in gradients:
         gradients["shift", out][rows] = ds
 
@@ -163,8 +204,8 @@ def _launch(
     n_rows, x = rows.stop - rows.start, arrays["x_ptr"]
     options = _options(operation, layers, x.device)
     programs, blocks = triton.cdiv(n_rows, options["ROWS"]), 1
-    if operation != "mlp_forward":
-        name, size = ("ABOVE", "H2") if operation == "mlp_upper" else ("BELOW", "H1")
+    if operation != "forward":
+        name, size = ("ABOVE", "H2") if operation == "upper" else ("BELOW", "H1")
         blocks = triton.cdiv(layers.constants[size], options[name])
     made = {name: _empty(x, programs, width) for name, width in (sums or {}).items()}
     given = {**layers.arguments(rows), **arrays, **made, "n_rows": n_rows}
@@ -179,8 +220,9 @@ def _options(operation: str, layers: Layers, device: torch.device) -> dict[str, 
     """Launch options, with the tile of a layer no wider than the layer."""
     constants = layers.constants
     width = max(constants["H1"], constants["H2"])
-    found = dict(table.options(operation, device, constants["PRECISION"], width, constants["D"]) or {})
-    name, size = ("BELOW", constants["H1"]) if operation == "mlp_lower" else ("ABOVE", constants["H2"])
+    entry = f"{'dual' if layers.dual else 'mlp'}_{operation}"
+    found = dict(table.options(entry, device, constants["PRECISION"], width, constants["D"]) or {})
+    name, size = ("BELOW", constants["H1"]) if operation == "lower" else ("ABOVE", constants["H2"])
     found[name] = min(found.pop("BLOCK"), max(16, triton.next_power_of_2(size)))
     return found
 
@@ -192,18 +234,21 @@ def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, turned: tuple[str
     pick = [lambda values, at=at: None if at is None or not values else values[at] for at in order]
     weights: dict[str, Any] = {f"w{i}": get(mlp.weights) for i, get in enumerate(pick, 1)}
     weights |= {f"b{i}": get(mlp.biases) for i, get in enumerate(pick, 1)}
-    parameters = list(form.parameters)
-    weights["m"] = parameters.pop(0) if deep else None
+    dual = form.kind == "quadratic"
+    parameters = [form.parameters[1]] if dual else list(form.parameters)
+    weights["m"] = parameters.pop(0) if deep and parameters else None
     weights["c"] = parameters.pop(0) if parameters else None
     weights = {name: None if w is None else w.detach().contiguous() for name, w in weights.items()}
     weights |= {f"{name}_t": None if weights[name] is None else weights[name].t().contiguous() for name in turned}
-    rounding = precision(x.device)
+    weights["p_t"] = form.parameters[2].detach().t().contiguous() if dual else None
+    rounding = precision(x.device, weights["w1"].dtype == torch.bfloat16)
     constants = {
         "D": x.shape[1],
         "H1": mlp.weights[0].shape[0],
         "H2": mlp.weights[1].shape[0] if deep else 1,
         "PHI1": mlp.activations[0],
         "PHI2": mlp.activations[-1],
+        "DIRECT": not deep or mlp.residuals[1],
         "PRECISION": rounding,
     }
     return Layers(weights, tuple(get(shifts) for get in pick), constants)

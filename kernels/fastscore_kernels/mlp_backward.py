@@ -6,7 +6,12 @@ With the names of `mlp_forward`, `q = M d_1` and `e_l = phi_l''(z_l)`:
     dh_1 = W_2' dz_2 (+ W_3' ds if residual),   dd_1 = M' (g d_2) (+ g c),
     dz_1 = dh_1 * d_1 + dd_1 * e_1.                                              `lower_kernel`
 
-With one hidden layer only the second runs, on `dh_1 = W_2' ds` and `dd_1 = g c`. What the gradients of the weights
+With a probe v, M is W_2 and `g` is `g p` with `p = (C W_3)' v`; q is then zd_2, `g d_2` is dzd_2, and
+
+    dd_1 = dhd_1 * zd_1,   dzd_1 = dhd_1 * d_1,   dhd_1 = W_2' dzd_2,   zd_1 = W_1 v.
+
+With one hidden layer only the second runs, on `dh_1 = W_2' ds` and `dd_1 = g c`; without a trace, M, c and g are None,
+and so is what is made of them. What the gradients of the weights
 need is written, each array once, for one matrix product each outside (and `dx = W_1' dz_1`):
 
     dW_2 = dz_2' h_1,  dM = (g d_2)' d_1,  dW_1 = dz_1' x,  dW_{L+1} = ds' h_L;
@@ -38,10 +43,12 @@ def upper_kernel(
     dz2_ptr,
     gd2_ptr,
     phi2_ptr,
+    hd2_ptr,
     h1_ptr,
     d1_ptr,
     dz2_sums_ptr,
     x_ptr,
+    v_ptr,
     ds_ptr,
     g_ptr,
     u1_ptr,
@@ -49,6 +56,7 @@ def upper_kernel(
     w1_ptr,
     w2_ptr,
     w3_t_ptr,
+    p_t_ptr,
     b1_ptr,
     b2_ptr,
     m_ptr,
@@ -63,22 +71,32 @@ def upper_kernel(
     UNITS: tl.constexpr,
     ABOVE: tl.constexpr,
 ):
-    """`dz_2`, `g d_2`, and where they are wanted (else None) `phi_2(z_2)`, `h_1` and `d_1`; ABOVE units a program."""
+    """`dz_2`, `g d_2`, and where they are wanted (else None) `phi_2(z_2)`, `h_1` and `d_1`; ABOVE units a program.
+
+    With a probe `hd_1` for `d_1`, and `hd_2`.
+    """
     first = tl.program_id(0).to(tl.int64) * ROWS
     start = tl.program_id(1) * ABOVE
     above = start + tl.arange(0, ABOVE)
     features = tl.arange(0, max(16, triton.next_power_of_2(D)))
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
+    v = samples(v_ptr, first, n_rows, features, ROWS, D) if v_ptr is not None else None
     z2, carried = second_layer(
-        h1_ptr, d1_ptr, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
+        h1_ptr, d1_ptr, x, v, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
         D, H1, H2, PHI1, PRECISION, ROWS, UNITS, ABOVE,
     )  # fmt: skip
-    g = weights_of(g_ptr, first, n_rows, ROWS)
     phi2, d2, e2 = activations.value_slope_and_curvature(z2, PHI2, False)
     if phi2_ptr is not None:
         keep(phi2_ptr, phi2, first, n_rows, above, ROWS, H2)
-    keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
-    dz2 = g * carried * e2
+    dz2 = tl.zeros([ROWS, ABOVE], tl.float32)
+    if m_ptr is not None:
+        g = weights_of(g_ptr, first, n_rows, ROWS)
+        if v_ptr is not None:
+            g *= projected(v_ptr, p_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION)
+            if hd2_ptr is not None:
+                keep(hd2_ptr, d2 * carried, first, n_rows, above, ROWS, H2)
+        keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
+        dz2 += g * carried * e2
     dz2 += projected(ds_ptr, w3_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION) * d2
     keep(dz2_ptr, dz2, first, n_rows, above, ROWS, H2)
     keep_sum(dz2_sums_ptr, dz2, above, H2)
@@ -87,10 +105,12 @@ def upper_kernel(
 @triton.jit(do_not_specialize=["n_rows"])
 def lower_kernel(
     dz1_ptr,
+    dzd1_ptr,
     h1_ptr,
     dz1_sums_ptr,
     gd1_sums_ptr,
     x_ptr,
+    v_ptr,
     dz2_ptr,
     gd2_ptr,
     ds_ptr,
@@ -107,6 +127,7 @@ def lower_kernel(
     H1: tl.constexpr,
     H2: tl.constexpr,
     PHI1: tl.constexpr,
+    DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -114,7 +135,8 @@ def lower_kernel(
 ):
     """`dz_1`, BELOW units a program, which takes UNITS units of the second layer at a time.
 
-    With one hidden layer `dz2_ptr` is None and `h_1` is written here; c is None where `tr J` has no term `d_1 . c`.
+    With one hidden layer `dz2_ptr` is None and `h_1` is written here. DIRECT says that h_1 reaches the output by
+    itself; c is None where `tr J` has no term `d_1 . c`.
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
     below = tl.program_id(1) * BELOW + tl.arange(0, BELOW)
@@ -124,13 +146,14 @@ def lower_kernel(
         for start in range(0, H2, UNITS):
             units = start + tl.arange(0, UNITS)
             dz2 = samples(dz2_ptr, first, n_rows, units, ROWS, H2)
-            gd2 = samples(gd2_ptr, first, n_rows, units, ROWS, H2)
             dh1 += product(dz2, matrix(w2_t_ptr, below, units, H1, H2), PRECISION)
-            dd1 += product(gd2, matrix(m_t_ptr, below, units, H1, H2), PRECISION)
-    g = weights_of(g_ptr, first, n_rows, ROWS)
-    if c_ptr is not None:
+            if m_t_ptr is not None:
+                gd2 = samples(gd2_ptr, first, n_rows, units, ROWS, H2)
+                dd1 += product(gd2, matrix(m_t_ptr, below, units, H1, H2), PRECISION)
+    if DIRECT:
         dh1 += projected(ds_ptr, w3_t_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
-        dd1 += g * vector(c_ptr, below, H1)
+    if c_ptr is not None:
+        dd1 += weights_of(g_ptr, first, n_rows, ROWS) * vector(c_ptr, below, H1)
     z1 = projected(x_ptr, w1_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
     if b1_ptr is not None:
         z1 += vector(b1_ptr, below, H1)
@@ -140,7 +163,11 @@ def lower_kernel(
     if h1_ptr is not None:
         keep(h1_ptr, h1, first, n_rows, below, ROWS, H1)
     if c_ptr is not None:
-        keep_sum(gd1_sums_ptr, g * d1, below, H1)
+        keep_sum(gd1_sums_ptr, weights_of(g_ptr, first, n_rows, ROWS) * d1, below, H1)
+    if v_ptr is not None:
+        if dzd1_ptr is not None:
+            keep(dzd1_ptr, dd1 * d1, first, n_rows, below, ROWS, H1)
+        dd1 *= projected(v_ptr, w1_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
     dz1 = dh1 * d1 + dd1 * e1
     keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)
     keep_sum(dz1_sums_ptr, dz1, below, H1)

@@ -11,11 +11,22 @@ import triton.language as tl
 
 from fastscore_kernels import activations
 
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """`a b'`, `[M, K]` by `[N, K]`, in float32; PRECISION is "ieee", "tf32x3" or "tf32"."""
-    return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=tl.float32)
+    """`a b'`, `[M, K]` by `[N, K]`, summed in float32; PRECISION of the factors is "ieee", "tf32x3", "tf32" or "bf16".
+
+    The interpreter multiplies the bits of bfloat16 as integers: there the rounded factors go back to float32.
+    """
+    if PRECISION == "bf16":
+        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        if _INTERPRETED:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        return tl.dot(a, tl.trans(b), input_precision="ieee", out_dtype=tl.float32)
+    else:
+        return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=tl.float32)
 
 
 @triton.jit
@@ -94,13 +105,15 @@ def preactivation(
 
 @triton.jit
 def second_layer(
-    h1_ptr, d1_ptr, x, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start_above,
+    h1_ptr, d1_ptr, x, v, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start_above,
     D: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, PHI1: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, ABOVE: tl.constexpr,
 ):  # fmt: skip
     """z_2 and M d_1 for ABOVE units from `start_above` on; UNITS units of the first layer at a time, never all of them.
 
-    h_1 and d_1 are written by the way where somewhere to is given, and only with the first units above.
+    With a probe v (M is W_2 then) what M multiplies, and what is written, is `hd_1 = d_1 * W_1 v` in place of d_1.
+    h_1 and d_1 are written by the way where somewhere to is given, and only with the first units above; where M is
+    None, so is d_1, and M d_1 is 0.
     """
     above = start_above + tl.arange(0, ABOVE)
     features = tl.arange(0, x.shape[1])
@@ -110,12 +123,16 @@ def second_layer(
         units = start + tl.arange(0, UNITS)
         z1 = preactivation(x, w1_ptr, b1_ptr, u1_ptr, first, n_rows, units, features, ROWS, H1, D, PRECISION)
         h1, d1 = activations.value_and_slope(z1, PHI1, False)
+        if v is not None:
+            d1 *= product(v, matrix(w1_ptr, units, features, H1, D), PRECISION)
         z2 += product(h1, matrix(w2_ptr, above, units, H2, H1), PRECISION)
         if h1_ptr is not None:
             n_written = tl.where(start_above == 0, n_rows, 0)
             keep(h1_ptr, h1, first, n_written, units, ROWS, H1)
-            keep(d1_ptr, d1, first, n_written, units, ROWS, H1)
-        carried += product(d1, matrix(m_ptr, above, units, H2, H1), PRECISION)
+            if d1_ptr is not None:
+                keep(d1_ptr, d1, first, n_written, units, ROWS, H1)
+        if m_ptr is not None:
+            carried += product(d1, matrix(m_ptr, above, units, H2, H1), PRECISION)
     if b2_ptr is not None:
         z2 += vector(b2_ptr, above, H2)
     if u2_ptr is not None:

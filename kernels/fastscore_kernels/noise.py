@@ -38,6 +38,43 @@ def normal_kernel(
 
 
 @triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
+def mixed_kernel(
+    out_ptr,
+    x_ptr,
+    alpha_ptr,
+    beta_ptr,
+    n_chains,
+    n_features,
+    n_groups,
+    first_chain,
+    key_low,
+    key_high,
+    step,
+    STREAM: tl.constexpr,
+    ALPHAS: tl.constexpr,
+    BETAS: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK_CHAINS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+):
+    """`alpha x + beta e` with the normals e of `normal_kernel`; ALPHAS, BETAS: one a row rather than one for all."""
+    first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
+    w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
+    e0, e1, e2, e3 = philox.normals(w0, w1, w2, w3, False)
+    start = first_row * n_features
+    there = rows < n_chains - first_row
+    alpha = tl.load(alpha_ptr + (first_row + rows if ALPHAS else 0 * rows), mask=there, other=0.0)
+    beta = tl.load(beta_ptr + (first_row + rows if BETAS else 0 * rows), mask=there, other=0.0)
+    for lane in tl.static_range(LANES):
+        e = e0 if lane == 0 else (e1 if lane == 1 else (e2 if lane == 2 else e3))
+        feature = groups + lane * n_groups
+        mask = inside & (feature < n_features)
+        offs = rows * n_features + feature
+        x = tl.load(x_ptr + start + offs, mask=mask, other=0.0)
+        tl.store(out_ptr + start + offs, alpha * x + beta * e, mask=mask)
+
+
+@triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
 def rademacher_kernel(
     out_ptr,
     n_chains,
@@ -71,13 +108,21 @@ def normal(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Te
     return _launch(normal_kernel, out, 1, None, seed, stream, step, first_chain)
 
 
+def mixed(x, alpha, beta, seed, stream, first_chain) -> torch.Tensor:
+    """`alpha x + beta e` in float32 for x `[n, D]`; alpha and beta hold one number or one a row."""
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    given = {"x_ptr": x.contiguous(), "alpha_ptr": alpha.contiguous(), "beta_ptr": beta.contiguous()}
+    given |= {"ALPHAS": alpha.numel() > 1, "BETAS": beta.numel() > 1}
+    return _launch(mixed_kernel, out, 1, None, seed, stream, 0, first_chain, given)
+
+
 def rademacher(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
     """Signs `[n, width]`, four lanes (words) of 32 features a counter."""
     out = torch.empty((n, width), dtype=dtype, device=device)
     return _launch(rademacher_kernel, out, 32, RADEMACHER_TILE, seed, stream, step, first_chain)
 
 
-def _launch(kernel, out, lane_width, tile, seed, stream, step, first_chain) -> torch.Tensor:
+def _launch(kernel, out, lane_width, tile, seed, stream, step, first_chain, given=None) -> torch.Tensor:
     n, width = out.shape
     n_groups = triton.cdiv(width, 4 * lane_width)
     grid, options = tile_counters(n, n_groups, out.dtype, tile)
@@ -85,6 +130,7 @@ def _launch(kernel, out, lane_width, tile, seed, stream, step, first_chain) -> t
     with device_of(out):
         kernel[grid](
             out_ptr=out,
+            **(given or {}),
             n_chains=n,
             n_features=width,
             n_groups=n_groups,

@@ -71,3 +71,13 @@ def test_rows_are_addressed_in_64_bits(compiled):
         if case.name.startswith(("langevin_step", "normal", "rademacher")):
             ttir = compiled(case, 90).ttir
             assert re.search(r"arith\.muli %first_row\w*, %\w+ : i64", ttir), case.name
+
+
+def test_chunks_of_networks_are_addressed_in_64_bits(compiled):
+    """The number of a program is made wide before it is multiplied by anything."""
+    for case in CASES:
+        if case.name.startswith("jets"):
+            ttir = compiled(case, 90).ttir
+            program = re.search(r"(%\w+) = tt\.get_program_id x : i32", ttir)[1]
+            uses = re.findall(rf"= (.*{program}\b.*)", ttir)
+            assert uses and all("arith.extsi" in use and "i32 to i64" in use for use in uses), (case.name, uses)

@@ -11,12 +11,14 @@ from fastscore_kernels import table
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, audit.AMD: 64 * 1024}
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
-QUICK = ("L=2 residual", "H=256 D=16")
+OPERATIONS = [f"{family}_{name}" for family in ("mlp", "dual") for name in ("forward", "upper", "lower")]
+QUICK = {"sm_90": r"mlp_\w+ \w+ H=256 D=16 L=2 residual|dual_\w+ (tf32x3|bf16) H=256 D=16 L=2"}
+QUICK[audit.AMD] = r"mlp_\w+ ieee H=256 D=16 L=2 residual"
 
 
 def _cases():
     for architecture, case in audit_mlp.cases():
-        quick = architecture in ("sm_90", audit.AMD) and case.name.endswith(QUICK[0]) and QUICK[1] in case.name
+        quick = architecture in QUICK and re.fullmatch(QUICK[architecture], case.name)
         marks = () if quick else pytest.mark.slow
         yield pytest.param(architecture, case, id=f"{architecture} {case.name}".replace(" ", "-"), marks=marks)
 
@@ -38,7 +40,7 @@ def test_every_entry(architecture, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", ["mlp_forward", "mlp_upper", "mlp_lower"])
+@pytest.mark.parametrize("operation", OPERATIONS[:3])
 @pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine"])
 def test_every_activation_fits(activation, operation):
     """The table was chosen with SiLU; the others may not spill in its tiles either."""
@@ -53,7 +55,10 @@ def check_ttir(ttir, case):
     precision = case.constexprs["PRECISION"]
     dots = re.findall(r"tt\.dot .*", ttir)
     assert dots
-    assert all(re.search(rf"inputPrecision = {precision}\b", dot) for dot in dots), dots
+    if precision == "bf16":
+        assert all(re.search(r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>", dot) for dot in dots), dots
+    else:
+        assert all(re.search(rf"inputPrecision = {precision}\b", dot) for dot in dots), dots
     program = re.search(r"(%\w+) = tt\.get_program_id x : i32", ttir)[1]
     uses = [line for line in ttir.splitlines() if re.search(rf"= .*{program}\b", line) and "get_program_id" not in line]
     assert uses
@@ -69,6 +74,8 @@ def test_every_operation_has_the_same_sizes():
             for architecture in entry["architectures"]
             if entry["operation"] == operation
         }
-        for operation in ("mlp_forward", "mlp_upper", "mlp_lower")
+        for operation in OPERATIONS
     }
-    assert sizes["mlp_forward"] == sizes["mlp_upper"] == sizes["mlp_lower"]
+    for family in ("mlp", "dual"):
+        assert sizes[f"{family}_forward"]
+        assert sizes[f"{family}_forward"] == sizes[f"{family}_upper"] == sizes[f"{family}_lower"]

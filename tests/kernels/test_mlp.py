@@ -152,7 +152,7 @@ def test_loss_and_gradients_of_the_fused_loss(launches):
     flat, leaves32 = case.tensors(torch.float32, "xuwb")
     with fastscore.use_backend("triton"):
         loss, *_ = ops.implicit_loss(*case.network(flat), square=0.3, trace=0.7)
-    assert launches == ["mlp_forward", "mlp_upper", "mlp_lower"]
+    assert launches == ["forward", "upper", "lower"]
     close([loss], [exact])
     close(list(torch.autograd.grad(2 * loss, leaves32)), list(torch.autograd.grad(2 * exact, leaves)))
 
@@ -177,7 +177,7 @@ def test_chunks_of_the_batch_add_up(monkeypatch, launches, residual):
     case = Case(rows=23, dim=2, widths=(24, 24), residual=residual)
     monkeypatch.setattr(kernels, "_CHUNK", 24 * 10)
     close(case.fused("xuwb")[1], case.exact("xuwb")[1])
-    assert launches == ["mlp_forward", *["mlp_upper", "mlp_lower"] * 3]
+    assert launches == ["forward", *["upper", "lower"] * 3]
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has no order of programs")
@@ -287,5 +287,5 @@ def test_a_training_step_through_the_public_loss(launches):
             loss = fastscore.implicit_score_matching(net, x)
             loss.backward()
         found[backend] = [loss.detach(), *(p.grad.clone() for p in net.parameters())]
-    assert launches == ["mlp_forward", "mlp_upper", "mlp_lower"]
+    assert launches == ["forward", "upper", "lower"]
     close(found["triton"], [t.double().cpu() for t in found["torch"]])

@@ -9,12 +9,13 @@ import torch
 
 import fastscore
 from fastscore.ops import mlp as ops
+from fastscore.ops import mlp_functions
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP
 
 pytest.importorskip("triton")
 from fastscore_kernels import mlp as kernels
-from fastscore_kernels import table
+from fastscore_kernels import mlp_layers, table
 
 
 def network(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.device, name: str = "silu") -> MLP:
@@ -25,30 +26,42 @@ def network(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.devic
 
 
 DECLINED = {
-    "float64": ((2, 8, 8, 2), torch.float64),
-    "three hidden layers": ((2, 8, 8, 8, 2), torch.float32),
-    "too wide": ((2, 8, 257, 2), torch.float32),
-    "too many features": ((129, 8, 8, 129), torch.float32),
+    "float64": ((2, 8, 8, 2), torch.float64, None),
+    "three hidden layers": ((2, 8, 8, 8, 2), torch.float32, mlp_layers),
+    "too wide": ((2, 8, 257, 2), torch.float32, mlp_layers),
+    "too many features": ((129, 8, 8, 129), torch.float32, mlp_layers),
 }
 
 
 @pytest.mark.parametrize("why", DECLINED)
 def test_what_is_declined_is_right(why, device, monkeypatch):
-    sizes, dtype = DECLINED[why]
+    """It goes layer by layer, or to PyTorch where that is declined, too."""
+    sizes, dtype, instead = DECLINED[why]
     mlp, x = network(*sizes, dtype=dtype, device=device), torch.ones(3, sizes[0], dtype=dtype, device=device)
     monkeypatch.setattr(kernels, "_launch", None)
-    assert not kernels.supported(mlp, x)
+    assert not kernels.supported(mlp, x, False, "mlp")
+    assert mlp_functions.Problem(mlp.activations, mlp.residuals).kernels(mlp, x) is instead
     score, trace = ops.score_and_trace(mlp, x)
     exact = reference.score_and_trace(mlp, x)
     torch.testing.assert_close(score, exact[0])
     torch.testing.assert_close(trace, exact[1])
 
 
+@pytest.mark.parametrize(
+    ("depth", "how"), [(2, {}), (3, {}), (2, {"trace": "hutchinson", "n_probes": 8}), (2, {"trace": "hutchinson"})]
+)
+def test_explain_says_so(depth, how, device):
+    net = fastscore.ScoreMLP(dim=2, width=128, depth=depth).to(device)
+    assert fastscore.explain(net, torch.ones(9, 2, device=device), **how).backend == "triton"
+    with fastscore.use_backend("torch"):
+        assert fastscore.explain(net, torch.ones(9, 2, device=device), **how).backend == "torch"
+
+
 @pytest.mark.parametrize("sizes", [(2, 8, 8, 2), (1, 1, 1), (64, 256, 256, 64), (3, 20, 3), (2, 64, 129, 2)])
 def test_what_is_supported(sizes, device):
     x = torch.ones(1, sizes[0], device=device)
-    assert kernels.supported(network(*sizes, device=device), x)
-    assert not kernels.supported(network(*sizes, device=device, name="relu"), x)
+    assert kernels.supported(network(*sizes, device=device), x, False, "mlp")
+    assert not kernels.supported(network(*sizes, device=device, name="relu"), x, False, "mlp")
 
 
 def test_the_torch_backend_launches_nothing(device, monkeypatch):
@@ -61,9 +74,9 @@ def test_precision_follows_torch(device):
     """ "highest" keeps float32's digits, "high" rounds to TF32."""
     try:
         torch.set_float32_matmul_precision("high")
-        assert kernels.precision(torch.device("cpu")) == "tf32"
+        assert kernels.precision(torch.device("cpu"), False) == "tf32"
         torch.set_float32_matmul_precision("highest")
-        assert kernels.precision(torch.device("cpu")) == "tf32x3"
+        assert kernels.precision(torch.device("cpu"), False) == "tf32x3"
     finally:
         torch.set_float32_matmul_precision("highest")
 
