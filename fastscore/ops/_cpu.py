@@ -50,8 +50,9 @@ def _image(rows: Tensor) -> Tensor:
 
 def _convolves(left: Tensor, side: int) -> bool:
     """Whether a product of `left`, with another side of this length, is large, and faster as a convolution."""
-    large = len(left) >= _ROWS and min(left.shape[1], side) >= _SIDE
-    return large and left.dtype == torch.float32 and left.device.type == "cpu" and mkl_is_slow()
+    if not mkl_is_slow() or left.device.type != "cpu" or left.dtype != torch.float32:
+        return False
+    return len(left) >= _ROWS and min(left.shape[1], side) >= _SIDE
 
 
 @functools.cache

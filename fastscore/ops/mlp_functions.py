@@ -136,7 +136,7 @@ class Weights:
         if problem.energy:
             count = 1 if problem.probes is None else problem.probes.count
             return outputs[1].square().sum(), -outputs[2].sum() / count
-        return outputs[0].square().sum(), outputs[1].mean(1).sum()
+        return outputs[0].square().sum(), outputs[1].sum() / outputs[1].shape[1]
 
 
 def narrow(x: Tensor) -> bool:
