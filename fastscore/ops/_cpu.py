@@ -15,14 +15,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from fastscore.ops import _cpu_layers
+
 # Below these a convolution's set-up costs more than the product gains.
 _ROWS, _SIDE = 512, 64
 # A product of K terms has few columns where K is at least this many times their number.
 _NARROW = 8
+# Up to here a pass over the other side beats a library's product.
+_FEW = 3
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `left right (+ bias)`, `[n, K] x [K, N]`, in `out` or in new memory."""
+    if (compiled := _few(left, left.shape[1], right.shape[1], out)) is not None:
+        compiled.few_terms(left, right, bias, out)
+        return out
     if _convolves(left, right.shape[1]):
         made = F.conv2d(_image(left), right.t()[:, :, None, None], bias)
         return made.permute(0, 2, 3, 1).reshape(len(left), -1)
@@ -36,11 +43,20 @@ def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None)
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left' right`, `[n, N]' x [n, K]`, to `total` in place."""
-    if _convolves(left, right.shape[1]):
+    if (compiled := _few(left, left.shape[1], right.shape[1], total)) is not None:
+        compiled.few_rows(total, left, right)
+    elif _convolves(left, right.shape[1]):
         size = (left.shape[1], right.shape[1], 1, 1)
         total.add_(conv2d_weight(_image(right), size, _image(left)).view(size[:2]))
     else:
         total.addmm_(left.t(), right)
+
+
+def _few(rows: Tensor, side: int, other: int, out: Tensor) -> _cpu_layers.Layers | None:
+    """The compiled passes that serve a product with so short a side, if there are any."""
+    if not 0 < side <= _FEW or not out.is_contiguous():
+        return None
+    return _cpu_layers.layers(rows, len(rows) * other)
 
 
 def _image(rows: Tensor) -> Tensor:

@@ -28,12 +28,16 @@ class Layers:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._jets, self._pull, self._row_products = library.jets, library.pull, library.row_products
         self._contract, self._spread = library.contract, library.spread
+        self._few_terms, self._few_rows = library.few_terms, library.few_rows
         self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4)
         self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
         self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
         self._contract.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
         self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 5)
-        for function in (self._jets, self._pull, self._row_products, self._contract, self._spread):
+        self._few_terms.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 4)
+        self._few_rows.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
+        functions = (self._jets, self._pull, self._row_products, self._contract, self._spread)
+        for function in (*functions, self._few_terms, self._few_rows):
             function.restype = None
 
     def jets(self, name: str, z: Tensor, bias: Tensor, outputs: Sequence[Tensor]) -> None:
@@ -69,6 +73,18 @@ class Layers:
         left, right, out = left.contiguous(), right.contiguous(), left.new_empty(len(left))
         self._row_products(*left.shape, left.data_ptr(), right.data_ptr(), out.data_ptr())
         return out
+
+    def few_terms(self, left: Tensor, right: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """`left right (+ bias)`, `[n, K] x [K, N]` with a K of a few, into a contiguous out."""
+        left, right = left.contiguous(), right.contiguous()
+        added = None if bias is None else bias.contiguous()
+        address = None if added is None else added.data_ptr()
+        self._few_terms(*out.shape, len(right), left.data_ptr(), right.data_ptr(), address, out.data_ptr())
+
+    def few_rows(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add `left' right`, `[n, N]' x [n, K]` with an N of a few, to a contiguous total."""
+        left, right = left.contiguous(), right.contiguous()
+        self._few_rows(*right.shape, left.shape[1], left.data_ptr(), right.data_ptr(), total.data_ptr())
 
 
 def layers(x: Tensor, elements: int) -> Layers | None:

@@ -155,3 +155,17 @@ def test_contract_and_spread(layers, shape):
     torch.testing.assert_close(once, -1.5 * a * d.unsqueeze(1))
     layers.spread(twice, 2.0, [(twice, d), (b, e)])
     torch.testing.assert_close(twice, 2.0 * a * d.unsqueeze(1) + b * e.unsqueeze(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (70, 64), (131, 133), (3, 200)])
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_products_with_a_short_side(layers, rows, width, few):
+    generator = torch.Generator().manual_seed(rows)
+    left, long = torch.randn(rows, few, generator=generator), torch.randn(rows, width, generator=generator)
+    right, bias = torch.randn(width, few, generator=generator).t(), torch.randn(width, generator=generator)
+    want = left.double() @ right.double()
+    for b in (None, bias):
+        layers.few_terms(left, right, b, out := torch.full_like(long, 7.0))
+        torch.testing.assert_close(out.double(), want if b is None else want + b, rtol=1e-5, atol=1e-5)
+    layers.few_rows(total := torch.ones(few, width), left, long)
+    torch.testing.assert_close(total.double(), 1 + left.double().t() @ long.double(), rtol=1e-5, atol=1e-4)

@@ -503,7 +503,9 @@ def test_products_as_convolutions_give_the_same(monkeypatch, shape, kind):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * max(1.0, float(want.abs().max())))
 
 
-@pytest.mark.parametrize("sizes", [(600, 64, 80), (600, 200, 64), (511, 64, 64), (600, 63, 64), (30, 16, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(600, 64, 80), (600, 200, 64), (511, 64, 64), (600, 63, 64), (30, 16, 2), (1500, 2, 64)]
+)
 def test_a_product_either_way(monkeypatch, sizes):
     n, k, m = sizes
     generator = torch.Generator().manual_seed(0)
