@@ -105,10 +105,9 @@ IN_THE_STEP = [
 IN_NETWORKS = [
     Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", (M + "test_second_derivative_with_constant_upstream",)),
     Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", (M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice",)),
-    Mutant(48, "sum of the probes", FUNCTIONS, "weights.trace / count", "weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
+    Mutant(48, "sum of the probes", FUNCTIONS, "else weights.trace / count", "else weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
     Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
     Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", (M + "test_every_subset_of_what_requires_grad",)),
-    Mutant(26, "autocast ignored", "fastscore/ops/mlp.py", "or torch.is_autocast_enabled(x.device.type) or", "or", (M + "test_autocast_is_the_plain_reference",)),
     Mutant(14, "sums in half precision", "fastscore/_forms.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
     Mutant(20, "slope for curvature", TILES, "(slopes[layer], jets[layer][2])", "(slopes[layer], jets[layer][1])", MLP),
     Mutant(20, "third derivative dropped", TILES, "bent.append((curvatures[layer], jets[layer][3]))", "pass", MLP),
@@ -125,7 +124,6 @@ IN_NETWORKS = [
     Mutant(20, "silu''", "fastscore/reference/activations.py", "2 * s1 + z * s2", "s1 + z * s2", ACTIVATIONS),
     Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + last if mlp.residuals[-1] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
     Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", (K + "test_strided_inputs_and_gradients",)),
-    Mutant(20, "triton: curvature", "kernels/fastscore_kernels/mlp_backward.py", "dz2 = g * carried * e2", "dz2 = g * carried", KERNEL_MLP),
     Mutant(23, "triton: upstream of the trace", "kernels/fastscore_kernels/mlp_backward.py", "keep(gd2_ptr, g * d2", "keep(gd2_ptr, d2", KERNEL_MLP),
     Mutant(6, "triton: rows past the end", "kernels/fastscore_kernels/mlp_forward.py", "trace, mask=rows < n_rows - first", "trace, mask=rows < ROWS", KERNEL_MLP),
     Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py::test_a_changed_network_is_not_read_from_its_layers",)),
@@ -134,7 +132,6 @@ IN_NETWORKS = [
 IN_TRACES = [
     Mutant(48, "hutchinson: sum of the probes", "fastscore/divergence.py", "found, found.kept.mean(0)", "found, found.kept.sum(0)", TRACE),
     Mutant(48, "standard error of one probe", "fastscore/divergence.py", "(k * (k - 1))", "k", TRACE),
-    Mutant(46, "sign of a Laplacian", "fastscore/divergence.py", "-fast.traces[0]", "fast.traces[0]", ("tests/test_divergence_structured.py::test_recognised_energies",)),
     Mutant(4, "a loss of no rows", "fastscore/losses.py", "    scale = scale_of(convention, reduction)\n    _checks.batch(\"x\", x, allow_empty=False)\n    _checks.flag(\"return_terms\", return_terms)\n    how", "    scale = scale_of(convention, reduction)\n    _checks.flag(\"return_terms\", return_terms)\n    how", ERRORS),
     Mutant(24, "x detached", "fastscore/_products.py", "return x.view_as(x)", "return x.detach().requires_grad_()", (D + "test_layers_that_forward_mode_gets_wrong_or_refuses", "tests/test_transforms.py::test_gradients_to_second_order")),
     Mutant(27, "a foreign operator in forward mode", "fastscore/_watch.py", "func in _LEFT_TO_REVERSE or _foreign(func)", "func in _LEFT_TO_REVERSE", (D + "test_exact_trace_and_all_gradients",)),
