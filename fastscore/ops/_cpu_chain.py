@@ -17,7 +17,7 @@ from fastscore.ops import _cpu_build, _cpu_mixture
 from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
-_LARGE = 1 << 22  # bytes of a tensor that repay asking for large pages
+_LARGE = 1 << 24  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
 _PLAIN_ELEMENTS = 1 << 16  # of a block's largest array, without a compiler: in the cache, and repaying the calls
 BLOCK = 64  # the kernels' block of counters or chains
@@ -153,12 +153,9 @@ class Mixture:
         seed, step, first_chain = counters
         size = max(BLOCK, _PLAIN_ELEMENTS // self.means.numel())
 
-        def run(part: tuple[int, int]) -> None:
-            for start in range(*part, size):
-                rows = out[start : min(start + size, part[1])].numpy()
-                _cpu_mixture.chain(rows, mixture, factors, clamp, (seed, Stream.LANGEVIN, step, first_chain + start))
-
-        _cpu_build.parallel(run, len(x), BLOCK, _threads(out.numel() * len(self.means)))
+        for start in range(0, len(x), size):  # on one thread: NumPy's short calls on two would wait for each other
+            rows = out[start : start + size].numpy()
+            _cpu_mixture.chain(rows, mixture, factors, clamp, (seed, Stream.LANGEVIN, step, first_chain + start))
         return out
 
 

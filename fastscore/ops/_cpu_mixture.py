@@ -1,7 +1,7 @@
 """Langevin chains towards a Gaussian mixture on a CPU without a compiler, in NumPy with the chains last.
 
 A sum over eight components of chains lies along the first axis, where it vectorises; the noise of many steps is made at
-once; every thread takes a block of chains through all steps.
+once; a block of chains goes through all steps before the next one does.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def test_a_step_is_the_references_bits(n: int, width: int, varies: bool) -> None
     assert torch.equal(made, reference.langevin_step(x, score, a, torch.tensor(0.7), e))
 
 
-def test_a_large_step_is_its_parts() -> None:
+def test_a_large_step_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpu_chain, "_LARGE", 1 << 20)
     x, score = (noise.normal((16_411, 66), seed=s, stream=4) for s in (1, 2))  # more than two large pages
     a, t = torch.tensor(0.3), torch.tensor(0.7)
     whole = _cpu_chain.langevin_step(x, score, a, t, SEED, STEP, 11)
