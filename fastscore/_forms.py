@@ -18,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fastscore import noise
 from fastscore._products import Aux, Differentiated, products
+from fastscore.ops._cpu_memory import give_back
 
 _BUDGET = 2**28  # bytes that the activations of one piece may take, by the estimate of `piece_size`
+_GIVE_BACK = 4  # pieces between two times that freed memory is given back; after each, that would cost a third more
 
 Directions: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(x, first_row, start, stop) -> directions start..stop-1 for the rows of x, `[stop - start, B, *event]`."""
@@ -102,6 +104,8 @@ def forms(
     """
 
     def piece(x: Tensor, cond: Any, weight: Tensor | None, first: int, start: int, stop: int) -> Forms:
+        if x.device.type == "cpu" and first and first // len(x) % _GIVE_BACK == 0:
+            give_back()
         right = directions(x, first, start, stop)
         left = right if weight is None else _weighted(right, weight)
         value, aux, product, mode = products(*function(cond), x, left, right)

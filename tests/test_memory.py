@@ -61,9 +61,9 @@ def test_a_recognised_network_works_in_tiles(kind: str, d: int, probes: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("probes", [0, 1])
-def test_a_million_rows_train_within_two_gigabytes(probes: int) -> None:
-    assert megabytes("closed", 10**6, 2, 128, probes)[1] < 2000
+@pytest.mark.parametrize(("kind", "probes"), [("closed", 0), ("closed", 1), ("generic", 0), ("generic", 1)])
+def test_a_million_rows_train_within_two_gigabytes(kind: str, probes: int) -> None:
+    assert megabytes(kind, 10**6, 2, 128, probes)[1] < 2000
 
 
 def test_pieces_of_an_unrecognised_network_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
