@@ -18,6 +18,7 @@ from bench.science import descent, figures, gradients, ula
 
 RESULTS = Path(__file__).parents[1] / "results" / "science.json"
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "noise": gradients.noise,
     "small_sigma": gradients.small_sigma,
     "ula": ula.bias,
     "descent": descent.curves,

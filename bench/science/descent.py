@@ -6,41 +6,19 @@ network, batch and loss; training itself may run anywhere.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fastscore
-from bench.science.gradients import mixture
+from bench.science.gradients import DEPTH, DIM, IMPLICIT, WIDTH, Loss, mixture, step_seconds
 from fastscore import ScoreMLP, metrics
 
-CPU = Path(__file__).parents[1] / "results" / "cpu.json"
-BATCH, DIM, WIDTH, DEPTH = 4096, 8, 128, 2
+BATCH = 4096
 STEPS, EVERY, RATE = 250, 10, 3e-3
 GOALS = (0.3, 0.1, 0.05)
-Loss = Callable[[ScoreMLP, Tensor, int], Tensor]  # (network, data, seed) -> loss
-
-
-def exact(net: ScoreMLP, x: Tensor, seed: int) -> Tensor:
-    return fastscore.implicit_score_matching(net, x, trace="exact")
-
-
-def hutchinson(net: ScoreMLP, x: Tensor, seed: int) -> Tensor:
-    return fastscore.implicit_score_matching(net, x, trace="hutchinson", seed=seed)
-
-
-def sliced(net: ScoreMLP, x: Tensor, seed: int) -> Tensor:
-    """Sliced score matching with variance reduction, as published: signs for directions, and a double backward."""
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).sign()
-    y = x.detach().requires_grad_()
-    s = net(y)
-    (product,) = torch.autograd.grad(s, y, v, create_graph=True)
-    return (0.5 * s.square().sum(1) + (product * v).sum(1)).mean()
 
 
 def denoising(net: ScoreMLP, x: Tensor, seed: int, sigma: float) -> Tensor:
@@ -48,9 +26,7 @@ def denoising(net: ScoreMLP, x: Tensor, seed: int, sigma: float) -> Tensor:
 
 
 LOSSES: dict[str, tuple[Loss, str]] = {  # with the name of its row in cpu.json
-    "exact": (exact, "fastscore, exact"),
-    "Hutchinson, 1 probe": (hutchinson, "fastscore, Hutchinson"),
-    "sliced, variance-reduced (double backward)": (sliced, "sliced score matching, double backward"),
+    **{name: IMPLICIT[name] for name in ("exact", "Hutchinson, 1 probe", "sliced, variance-reduced (double backward)")},
     **{
         f"denoising, sigma = {sigma}": (partial(denoising, sigma=sigma), "denoising, eager")
         for sigma in (0.3, 0.1, 0.03)
@@ -95,6 +71,5 @@ def _run(loss: Loss) -> list[float]:
 
 
 def _seconds() -> dict[str, float]:
-    cases = {case["name"]: case["rows"] for case in json.loads(CPU.read_text())["cases"]}
-    rows = cases[f"B={BATCH} D={DIM} L={DEPTH} H={WIDTH}"]
-    return {name: rows[row]["seconds"] for name, (_, row) in LOSSES.items()}
+    rows = step_seconds(DIM)
+    return {name: rows[row] for name, (_, row) in LOSSES.items()}

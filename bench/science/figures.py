@@ -14,9 +14,26 @@ COLOURS = ("#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#C
 def draw(results: dict[str, Any]) -> None:
     """Every figure whose results are there."""
     FIGURES.mkdir(exist_ok=True)
-    for part, make in {"small_sigma": _small_sigma, "ula": _ula, "descent": _descent}.items():
+    for part, make in {"noise": _noise, "small_sigma": _small_sigma, "ula": _ula, "descent": _descent}.items():
         if part in results:
             make(results[part]["found"]).savefig(FIGURES / f"{part}.png", dpi=90)
+
+
+def _noise(found: dict[str, Any]) -> Figure:
+    """A gradient's variance, and variance x seconds: what averaging steps reaches in equal time."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    variance, seconds = found["variance"], found["seconds_per_step"]
+    for i, (name, colour) in enumerate(zip(next(iter(variance.values())), COLOURS, strict=False)):
+        places = [k + 0.2 * (i - 1.5) for k in range(len(variance))]
+        left.bar(places, [v[name] for v in variance.values()], 0.18, color=colour, label=name)
+        costs = [seconds[case][name] / seconds[case]["exact"] for case in variance]
+        right.bar(places, [c * v[name] for c, v in zip(costs, variance.values(), strict=True)], 0.18, color=colour)
+    for axes, title in ((left, "Variance of a step's gradient"), (right, "The same at equal time")):
+        axes.axhline(1, color=COLOURS[-1], lw=0.8)
+        axes.set(yscale="log", xticks=range(len(variance)), xticklabels=list(variance), title=title, ylabel="exact = 1")
+    left.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _small_sigma(found: dict[str, Any]) -> Figure:
