@@ -46,6 +46,7 @@ SCORE = Score().double()
 MLP = nn.Sequential(nn.Linear(2, 4), nn.SiLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
 ENERGY = nn.Sequential(nn.Linear(2, 4), nn.Softplus(), nn.Linear(4, 1)).double()
 GAUSSIAN = targets.Gaussian(torch.tensor([0.5, -1.0], dtype=torch.float64), [[1.0, 0.3], [0.3, 0.5]])
+WELLS = targets.DoubleWell(2, barrier=0.5)
 MIXTURE = targets.GaussianMixture(
     torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64), [[0.5, 1.0], [1.0, 0.3]]
 )
@@ -72,11 +73,13 @@ REGISTRY: dict[str, Function] = {
     "targets.Gaussian.log_prob": GAUSSIAN.log_prob,
     "targets.GaussianMixture.score": MIXTURE.score,
     "targets.GaussianMixture.log_prob": MIXTURE.log_prob,
+    "targets.DoubleWell.score": WELLS.score,
+    "targets.DoubleWell.log_prob": WELLS.log_prob,
 }
 NOT_DIFFERENTIABLE = {
     "use_backend", "explain", "langevin_dynamics", "gradient_ascent", "annealed_langevin_dynamics",
     "LangevinDynamics", "NonFiniteError", "Interrupted", "ScoreMLP", "EnergyMLP",
-    "mala", "underdamped_langevin", "TritonScore",
+    "mala", "underdamped_langevin", "TritonScore", "diagnose", "save_network", "load_network", "CheckpointError",
 }  # fmt: skip
 
 

@@ -55,7 +55,9 @@ def test_the_lanes_are_processes_of_their_own(checkout: Path) -> None:
     assert len(tests) == len(LANES)
     assert [call.startswith("1 ") for call in tests] == [False, True, False]  # the interpreter in its lane only
     assert all("not slow and not gpu" in call for call in tests)
-    assert [call.split()[1] for call in calls if call not in tests] == ["ruff", "ruff", "mypy", "lint-imports"]
+    others = [call for call in calls if call not in tests]
+    assert [call.split()[1] for call in others] == ["ruff", "ruff", "mypy", "lint-imports", "python"]
+    assert "-m bench.roofline" in others[-1]
 
 
 @pytest.mark.parametrize("broken", ["ruff", "mypy", "--ignore=tests/kernels", " tests/kernels", "tests/audit "])
