@@ -1,6 +1,6 @@
 """Properties of every public operation over random sizes, dtypes, layouts, magnitudes, gradients and probes.
 
-Each operation is put to 300 cases here, 100 where one costs more, and to 5,000 in `make test-full`, always the same;
+Each operation is put to 300 cases here and to 5,000 in `make test-full`, always the same;
 `tests/cases.py` has the checks. What is true is written out in float64, in plain tensor operations.
 """
 
@@ -470,15 +470,11 @@ OPERATIONS = {
 }
 
 
-# Built on functional transforms or on the reading of a network, at ten times the cost of the others a case.
-TRANSFORMED = {name for name in OPERATIONS if name.startswith(("divergence", "jacob", "laplac", "implicit", "sliced"))}
-
-
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "full"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_properties(name: str, full: bool) -> None:
     op = OPERATIONS[name]
-    number = 5000 if full else 100 if name in TRANSFORMED else 300
+    number = 5000 if full else 300
 
     @seed(zlib.crc32(name.encode()))
     @settings(max_examples=number, database=None, deadline=None, suppress_health_check=list(HealthCheck))
