@@ -24,8 +24,8 @@ BARRIER = 2.0  # of the double well, as in torchebm
 #  target, chains, steps, step size, rivals (2: with torch.compile), headline
 CPU = [
     ("ring", 4096, 250, 0.005, 2, True),
-    ("network", 4096, 20, 0.01, 2, True),
-    ("network", 65536, 3, 0.01, 1, True),
+    ("network", 4096, 60, 0.01, 2, True),
+    ("network", 65536, 10, 0.01, 1, True),
     ("mixture32", 4096, 100, 0.005, 2, True),
     ("ring", 256, 1000, 0.005, 1, True),
     ("ring", 65536, 50, 0.005, 1, True),
