@@ -1,4 +1,4 @@
-"""The compiled passes over a layer of a network (`fastscore.ops._cpu_source_layers`), on contiguous float32 tensors.
+"""Compiled products of matrices and passes over a layer of a network (`_cpu_source_products`, `_cpu_source_layers`).
 
 Whether they serve a batch depends on its size and on the machine, never on what ran before: what a training run
 computes does not change from one run to the next.
@@ -28,16 +28,16 @@ class Layers:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._jets, self._pull, self._row_products = library.jets, library.pull, library.row_products
         self._contract, self._spread = library.contract, library.spread
-        self._few_terms, self._few_rows = library.few_terms, library.few_rows
+        self._product = library.product
         self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4)
         self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
         self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
         self._contract.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
         self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 5)
-        self._few_terms.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 4)
-        self._few_rows.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
+        operand = (_POINTER, _SIZE, _SIZE)
+        self._product.argtypes = (_SIZE, _SIZE, _SIZE, *operand, *operand, _POINTER, ctypes.c_int, _POINTER, _SIZE)
         functions = (self._jets, self._pull, self._row_products, self._contract, self._spread)
-        for function in (*functions, self._few_terms, self._few_rows):
+        for function in functions:
             function.restype = None
 
     def jets(self, name: str, z: Tensor, bias: Tensor, outputs: Sequence[Tensor]) -> None:
@@ -74,17 +74,15 @@ class Layers:
         self._row_products(*left.shape, left.data_ptr(), right.data_ptr(), out.data_ptr())
         return out
 
-    def few_terms(self, left: Tensor, right: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """`left right (+ bias)`, `[n, K] x [K, N]` with a K of a few, into a contiguous out."""
-        left, right = left.contiguous(), right.contiguous()
+    def product(
+        self, out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None, *, add: bool = False
+    ) -> None:
+        """`out = left right (+ bias)`, or added to out: any strides, but rows of out that are contiguous."""
         added = None if bias is None else bias.contiguous()
         address = None if added is None else added.data_ptr()
-        self._few_terms(*out.shape, len(right), left.data_ptr(), right.data_ptr(), address, out.data_ptr())
-
-    def few_rows(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add `left' right`, `[n, N]' x [n, K]` with an N of a few, to a contiguous total."""
-        left, right = left.contiguous(), right.contiguous()
-        self._few_rows(*right.shape, left.shape[1], left.data_ptr(), right.data_ptr(), total.data_ptr())
+        operands = (left.data_ptr(), *left.stride(), right.data_ptr(), *right.stride())
+        if self._product(*out.shape, len(right), *operands, address, add, out.data_ptr(), out.stride(0)):
+            raise MemoryError("no memory for a product of matrices")
 
 
 def layers(x: Tensor, elements: int) -> Layers | None:
@@ -110,4 +108,5 @@ def _wrapped(library: ctypes.CDLL) -> Layers | None:
         expected = ACTIVATIONS[name].derivatives(z, 3)
         if not all(torch.allclose(got, want, rtol=0, atol=1e-5) for got, want in zip(outputs, expected, strict=True)):
             return None
-    return made
+    made.product(product := torch.empty(7, 7), z, z.t())
+    return made if torch.allclose(product, z @ z.t(), rtol=1e-5, atol=0) else None

@@ -158,32 +158,4 @@ void row_products(u64 rows, u64 width, const float *a, const float *b, float *ou
     out[r] = total;
   }
 }
-
-/* Products with a side of one to three elements, for which a library of matrix products is slow: they are one pass. */
-
-/* out = left right (+ b where it is not null): left [rows, few], right [few, n], b [n]. */
-void few_terms(u64 rows, u64 n, u64 few, const float *left, const float *right, const float *b, float *out) {
-  for (u64 r = 0; r < rows; r++, left += few, out += n) {
-    EACH out[j] = MADD(left[0], right[j], b ? b[j] : 0.0f);
-    for (u64 k = 1; k < few; k++) EACH out[j] = MADD(left[k], right[k * n + j], out[j]);
-  }
-}
-
-static inline void gather(u64 rows, u64 n, u64 few, const float *left, const float *right, u64 step, float *total) {
-  float sum[COLUMNS] = {0};
-  for (u64 r = 0; r < rows; r++) EACH sum[j] = MADD(left[r * few], right[r * step + j], sum[j]);
-  EACH total[j] += sum[j];
-}
-
-/* total += left' right: left [rows, few], right [rows, n], total [few, n]; block by block, for fewer roundings. */
-void few_rows(u64 rows, u64 n, u64 few, const float *left, const float *right, float *total) {
-  for (u64 r = 0; r < rows; r += ROWS)
-    for (u64 c = 0; c < n; c += COLUMNS)
-      for (u64 k = 0; k < few; k++) {
-        const u64 count = rows - r < ROWS ? rows - r : ROWS;
-        const float *from = left + r * few + k, *along = right + r * n + c;
-        if (n - c >= COLUMNS) gather(count, COLUMNS, few, from, along, n, total + k * n + c); /* sums in registers */
-        else gather(count, n - c, few, from, along, n, total + k * n + c);
-      }
-}
 """

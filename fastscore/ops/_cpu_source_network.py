@@ -7,21 +7,7 @@ product (a shift, the activation, the residual) is done in registers.
 """
 
 NETWORK = r"""
-#if defined(__AVX512F__)
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-#define FMA(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
-#elif defined(__AVX2__) && defined(__FMA__)
-typedef float vf __attribute__((vector_size(32)));
-typedef int32_t vi __attribute__((vector_size(32)));
-#define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#else
-typedef float vf __attribute__((vector_size(16)));
-typedef int32_t vi __attribute__((vector_size(16)));
-#define FMA(a, b, c) ((a) * (b) + (c))
-#endif
-#define ALL(x) ((x) - (vf){0})
-enum { V = sizeof(vf) / 4, G = 2 * V, R = 6 };
+enum { R = 6 };
 enum { LINEAR, SILU, TANH, SOFTPLUS, GELU_TANH, SOFTSIGN };
 
 static inline vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }

@@ -157,15 +157,56 @@ def test_contract_and_spread(layers, shape):
     torch.testing.assert_close(twice, 2.0 * a * d.unsqueeze(1) + b * e.unsqueeze(1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (70, 64), (131, 133), (3, 200)])
-@pytest.mark.parametrize("few", [1, 2, 3])
-def test_products_with_a_short_side(layers, rows, width, few):
-    generator = torch.Generator().manual_seed(rows)
-    left, long = torch.randn(rows, few, generator=generator), torch.randn(rows, width, generator=generator)
-    right, bias = torch.randn(width, few, generator=generator).t(), torch.randn(width, generator=generator)
-    want = left.double() @ right.double()
-    for b in (None, bias):
-        layers.few_terms(left, right, b, out := torch.full_like(long, 7.0))
-        torch.testing.assert_close(out.double(), want if b is None else want + b, rtol=1e-5, atol=1e-5)
-    layers.few_rows(total := torch.ones(few, width), left, long)
-    torch.testing.assert_close(total.double(), 1 + left.double().t() @ long.double(), rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize("terms", [1, 2, 255, 256, 257, 600])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_product(layers, terms, turned):
+    """Sizes about every block's edge, either side transposed, with a bias, added, and beside memory of others."""
+    generator = torch.Generator().manual_seed(terms)
+
+    def made(rows: int, columns: int, transposed: bool) -> torch.Tensor:
+        shape = (columns, rows) if transposed else (rows, columns)
+        return torch.randn(*shape, generator=generator).t() if transposed else torch.randn(*shape, generator=generator)
+
+    for rows in (1, 5, 6, 8, 95, 96, 97, 200):
+        for columns in (1, 2, 8, 15, 16, 17, 31, 32, 33, 255, 256, 257):
+            left, right = made(rows, terms, turned[0]), made(terms, columns, turned[1])
+            exact = left.double() @ right.double()
+            bias, beside = torch.randn(2, columns, generator=generator)[1], torch.full((rows + 1, columns + 5), 7.0)
+            for b, add in ((None, False), (bias, False), (None, True)):
+                out = beside.clone()
+                layers.product(out[:rows, 2:-3], left, right, b, add=add)
+                want = exact + (b.double() if b is not None else 7.0 if add else 0.0)
+                torch.testing.assert_close(out[:rows, 2:-3].double(), want, rtol=1e-5, atol=3e-6 * terms**0.5 + 1e-6)
+                out[:rows, 2:-3] = 7.0
+                assert torch.equal(out, beside), "it wrote beside its result"
+
+
+def test_a_product_errs_at_most_twice_as_much_as_torchs(layers):
+    generator = torch.Generator().manual_seed(3)
+    for rows, columns, terms in ((512, 128, 128), (128, 128, 2048), (300, 768, 768)):
+        left, right = torch.randn(rows, terms, generator=generator), torch.randn(terms, columns, generator=generator)
+        exact = left.double() @ right.double()
+        layers.product(out := torch.empty(rows, columns), left, right)
+        mine, theirs = ((v.double() - exact).square().mean().sqrt() for v in (out, left @ right))
+        assert mine <= 2 * theirs
+
+
+@pytest.mark.parametrize("columns", [8, 40, 300])
+def test_the_bits_of_a_row_of_a_product_do_not_depend_on_the_others(layers, columns):
+    generator = torch.Generator().manual_seed(columns)
+    left, right = torch.randn(203, 300, generator=generator), torch.randn(300, columns, generator=generator)
+    whole = torch.empty(203, columns)
+    layers.product(whole, left, right)
+    for rows in (slice(0, 1), slice(7, 8), slice(96, 203), slice(50, 150), slice(202, 203)):
+        part = torch.empty(len(left[rows]), columns)
+        layers.product(part, left[rows], right)
+        assert torch.equal(part, whole[rows])
+
+
+def test_what_is_not_finite_stays_in_its_row_of_a_product(layers):
+    left, right = torch.ones(20, 9), torch.ones(9, 21)
+    left[3, 4], left[11, 0] = math.nan, math.inf
+    layers.product(out := torch.empty(20, 21), left, right)
+    assert out[3].isnan().all()
+    assert out[11].isposinf().all()
+    assert (out[[i for i in range(20) if i not in (3, 11)]] == 9).all()
