@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_layers
+from fastscore.ops import _cpu_build, _cpu_layers
 
 # Without a compiler: a product of K terms has few columns where K is at least this many times their number.
 _NARROW = 8
@@ -38,6 +38,6 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _compiled(left: Tensor, right: Tensor, out: Tensor) -> _cpu_layers.Layers | None:
     """The compiled product for the rows of left, if there is one and rows of out are contiguous."""
-    if out.stride(-1) != 1:
+    if out.stride(-1) != 1 or not _cpu_build.tuned():
         return None
     return _cpu_layers.layers(left, len(left) * max(left.shape[1], right.shape[1]))

@@ -38,6 +38,11 @@ _MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mfma", "-mavx512f", "-mavx
 _SECONDS = 60  # a compiler that takes longer is stuck
 
 
+def tuned() -> bool:
+    """Whether the source has instructions for this processor, which its matrix products cannot do without."""
+    return torch.backends.cpu.get_cpu_capability() in _MACHINE
+
+
 class _Found:
     """What is known of the library in this process."""
 

@@ -34,35 +34,39 @@ typedef struct { const float *at; u64 row, column; } Operand;
    `vectors`, of which the first `width` columns are there; a panel has a row of vectors for every term. */
 INLINE void block(const int rows, const int vectors, u64 width, u64 depth, Operand a, const float *panel,
                   const float *from, u64 step, float *c, u64 row) {
-  const int whole = width == (u64)vectors * V;
-  vf sum[MROWS][2], right[2];
+  vf sum[MROWS][2];
   for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vf){0};
   for (u64 k = 0; k < depth; k++, panel += vectors * V) {
-    memcpy(right, panel, (size_t)vectors * sizeof(vf));
+    vf right[2];
+    for (int j = 0; j < vectors; j++) memcpy(&right[j], panel + j * V, sizeof(vf));
     for (int r = 0; r < rows; r++) {
       const vf left = ALL(a.at[(u64)r * a.row + k * a.column]);
       for (int j = 0; j < vectors; j++) sum[r][j] = FMA(left, right[j], sum[r][j]);
     }
   }
-  for (int r = 0; r < rows; r++) {
-    const size_t size = whole ? (size_t)vectors * sizeof(vf) : width * sizeof(float);
-    if (from) {
-      memcpy(right, from + (u64)r * step, size);
-      for (int j = 0; j < vectors; j++) sum[r][j] += right[j];
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < vectors; j++) {
+      const u64 there = width - (u64)j * V < V ? width - (u64)j * V : V;
+      float *to = c + (u64)r * row + j * V;
+      const float *added = from + (u64)r * step + j * V;
+      if (there == V) {
+        vf start = {0};
+        if (from) memcpy(&start, added, sizeof start);
+        start += sum[r][j];
+        memcpy(to, &start, sizeof start);
+      } else
+        for (u64 q = 0; q < there; q++) to[q] = (from ? added[q] : 0.0f) + sum[r][j][q];
     }
-    memcpy(c + (u64)r * row, sum[r], size);
-  }
 }
 
 /* The same for up to HEIGHT rows. */
 INLINE void column(const int vectors, u64 width, u64 rows, u64 depth, Operand a, const float *panel, const float *from,
                    u64 step, float *c, u64 row) {
-  const u64 last = rows / MROWS * MROWS, down = MROWS * a.row;
-  for (u64 r = 0; r < last; r += MROWS, a.at += down, c += MROWS * row, from = from ? from + MROWS * step : 0)
-    if (a.column == 1) block(MROWS, vectors, width, depth, (Operand){a.at, a.row, 1}, panel, from, step, c, row);
-    else block(MROWS, vectors, width, depth, (Operand){a.at, 1, HEIGHT}, panel, from, step, c, row);
-  for (u64 r = last; r < rows; r++, a.at += a.row, c += row, from = from ? from + step : 0)
-    block(1, vectors, width, depth, a, panel, from, step, c, row);
+#define DOWN(n)                                                                                                        \
+  for (; rows >= (n); rows -= (n), a.at += (n) * a.row, c += (n) * row, from = from ? from + (n) * step : 0)           \
+    if (a.column == 1) block(n, vectors, width, depth, (Operand){a.at, a.row, 1}, panel, from, step, c, row);          \
+    else block(n, vectors, width, depth, (Operand){a.at, 1, HEIGHT}, panel, from, step, c, row);
+  DOWN(MROWS) DOWN(4) DOWN(2) DOWN(1)
 }
 
 /* c = a b (+ bias, a row of n, where it is not null; + c where `add`): a [m, k], b [k, n], c [m, n] with rows of c
