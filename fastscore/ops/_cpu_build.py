@@ -84,7 +84,9 @@ def _find(build: bool) -> ctypes.CDLL | None:
             if not path.exists():
                 if compiler is None or not build:
                     return None
-                _compile(compiler, flags, path)
+                with _one_at_a_time(folder):
+                    if not path.exists():
+                        _compile(compiler, flags, path)
             loaded = ctypes.CDLL(str(path))
         return loaded if _repeats_the_reference(loaded) else None
     return None
@@ -104,6 +106,23 @@ def _folder() -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="fastscore-", ignore_cleanup_errors=True) as temporary:
         yield Path(temporary)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes take turns in the folder, where its file system has locks, which end with the process that holds them.
+
+    Eight compilers at once on a busy machine would each run out of time.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
