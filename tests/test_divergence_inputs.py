@@ -11,12 +11,44 @@ from torch import Tensor, nn
 
 from fastscore import noise
 from fastscore.divergence import Divergence, divergence, jacobian, laplacian
+from fastscore.losses import implicit_score_matching, sliced_score_matching
 from tests.brute import Convolutions, Cube, Energy, Function, Through, brute_jacobian, close, data, mlp
 
 
 def test_a_weight_for_all_is_not_cut_with_a_batch_of_as_many_rows() -> None:
     net, x, c = mlp(3).double(), data(3, 3), data(3, 3, seed=2)
     close(divergence(net, x, weight=c, chunk_size=2).trace, divergence(net, x, weight=c).trace)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_weight_of_another_dtype_is_rounded_to_that_of_x(kind: torch.dtype) -> None:
+    c = torch.eye(3).to(kind) * 2
+    for x in (data(4, 3), data(4, 3, dtype=torch.float32)):
+        for net in (lambda x: x.sin(), mlp(3).to(x.dtype)):
+            for how in ({"trace": "exact"}, {"trace": "hutchinson", "seed": 1}):
+                found = divergence(net, x, weight=c, **how)
+                close(found.trace, 2 * divergence(net, x, **how).trace, 1e-5)
+                assert found.trace.dtype == x.dtype
+
+
+@pytest.mark.parametrize("chunk_size", [3, 5])  # three rows are read to recognise a network
+def test_a_chunk_has_at_most_the_rows_it_is_allowed(chunk_size: int) -> None:
+    seen: list[int] = []
+
+    def score(x: Tensor) -> Tensor:
+        seen.append(x.shape[0])
+        return x.sin()
+
+    def energy(x: Tensor) -> Tensor:
+        return score(x).sum(1)
+
+    for how in ({"trace": "exact"}, {"trace": "hutchinson", "n_probes": 2, "seed": 1}):
+        divergence(score, data(7, 3), chunk_size=chunk_size, **how)
+        laplacian(energy, data(7, 3), chunk_size=chunk_size, **how)
+        implicit_score_matching(score, data(7, 3), chunk_size=chunk_size, **how).item()
+    sliced_score_matching(score, data(7, 3), chunk_size=chunk_size, seed=1).item()
+    jacobian(score, data(7, 3), chunk_size=chunk_size)
+    assert max(seen) == chunk_size
 
 
 def test_probes_depend_on_seed_probe_and_row_alone() -> None:

@@ -53,6 +53,7 @@ def test_recognised_networks(scale: str, depth: int, weighted: str) -> None:
             each = torch.einsum("kbi,bij,kbj->kb", v, j, v)
             expected = each.mean(0)
             close(found.stderr, each.detach().std(0) / math.sqrt(n))
+            assert not found.stderr.requires_grad
         compare_with_gradients(found[:2], (s, expected), x, y, net)
 
 
@@ -120,6 +121,7 @@ def test_estimates_of_recognised_energies(scale: str, n_probes: int, depth: int,
     close(found[:3], (value, -gradient, each.mean(0)))
     if n_probes > 1:
         close(found.stderr, each.detach().std(0) / math.sqrt(n_probes))
+        assert not found.stderr.requires_grad
     leaves = list(net.parameters())
     expected = gradients([value, -gradient, each.mean(0)], [y, *leaves])
     close(gradients(list(found[:3]), [x, *leaves]), expected)

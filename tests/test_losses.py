@@ -318,6 +318,15 @@ def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_denoised_score_is_asked_in_the_dtype_of_x(dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+    for sigma in (0.5, torch.tensor(0.5, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)):
+        loss = denoising_score_matching(lambda x: (seen.append(x.dtype), -x)[1], data(4, 3).to(dtype), sigma=sigma)
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert seen == 3 * [dtype]
+
+
 def test_training_finds_the_score() -> None:
     torch.manual_seed(0)
     target = targets.Gaussian([1.0, -1.0], [[1.0, 0.3], [0.3, 0.5]])
