@@ -21,7 +21,7 @@ BAD: dict[str, list[Any]] = {
     "checkpoint": [5, X],
     "checkpoint_every": [0, *COUNTS],
     "chunk_size": [0, *COUNTS],
-    "clamp": [(1.0, 0.0), (NAN, 1.0), 3.0],
+    "clamp": [(1.0, 0.0), (NAN, 1.0), 3.0, ("0", "1"), (0.0, 1.0, 2.0)],
     "convention": ["one", None],
     "denoise": FLAGS,
     "first_chain": [2**56, *COUNTS],

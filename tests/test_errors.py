@@ -540,7 +540,9 @@ TARGETS = (
         [(0.0, ValueError, r"must be finite and > 0, got 0\.0")],
     )
     + over("n", lambda _, v: targets.Gaussian([0.0], 1.0).sample(v), COUNTS)
+    + over("n", lambda _, v: targets.DoubleWell(1).sample(v), COUNTS)
     + over("seed", lambda _, v: targets.Gaussian([0.0], 1.0).sample(3, v), SEEDS)
+    + over("seed", lambda _, v: targets.DoubleWell(1).sample(3, v), SEEDS)
     + over(
         "x",
         lambda _, v: targets.Gaussian([0.0], 1.0).score(v),

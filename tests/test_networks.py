@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import scipy.integrate
 import torch
 from torch.nn import functional as F
 
+from fastscore import networks
 from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.reference.activations import ACTIVATIONS
 
@@ -107,10 +111,13 @@ def test_condition_reaches_every_hidden_layer_and_learns():
         assert p.grad is not None and p.grad.abs().max() > 0, name
 
 
-def test_condition_is_what_the_docstring_says():
-    net = network(ScoreMLP, 2, 5, 2, "tanh", cond_dim=1)
-    x, c = data(3, 2), data(3, 1, seed=8)
-    angles = c * (0.25 * 2.0 ** torch.arange(7, dtype=torch.float64))
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_condition_is_what_the_docstring_says(columns):
+    net = network(ScoreMLP, 2, 5, 2, "tanh", cond_dim=columns)
+    x, c = data(3, 2), data(3, columns, seed=8)
+    angles = torch.cat(
+        [c[:, i : i + 1] * (0.25 * 2.0 ** torch.arange(7, dtype=torch.float64)) for i in range(columns)], 1
+    )
     e = F.silu(net.condition.embed(torch.cat([c, torch.sin(angles), torch.cos(angles)], 1)))
     h = x
     for layer, shift in zip(net.layers[:-1], net.condition.maps, strict=True):
@@ -128,6 +135,24 @@ def test_initial_preactivations_have_unit_scale_and_the_output_is_small(name):
         h = ACTIVATIONS[name](z)
         assert 0.8 < z.square().mean().sqrt() < 1.25
     assert net(torch.randn(2000, 64)).std() < 0.25
+
+
+def test_the_initial_condition_has_unit_scale_and_moves_every_layer():
+    torch.manual_seed(0)
+    condition = ScoreMLP(2, 400, 3, cond_dim=2).condition
+    for layer, inputs in ((condition.embed, 30), *((layer, 400) for layer in condition.maps)):
+        assert layer.weight.shape == (400, inputs)
+        assert abs(float(layer.weight.detach().square().mean()) * inputs - 1) < 5 * math.sqrt(2 / layer.weight.numel())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gain_of_the_initialisation_is_that_of_a_normal(name):
+    def integrand(z):
+        value = float(ACTIVATIONS[name](torch.tensor(z, dtype=torch.float64)))
+        return value**2 * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+    moment = sum(scipy.integrate.quad(integrand, *ends)[0] for ends in ((-8.0, 0.0), (0.0, 8.0)))
+    assert abs(networks._gain(ACTIVATIONS[name]) ** -2 / moment - 1) < 1e-4
 
 
 def test_seed_state_dict_and_copy():

@@ -245,7 +245,7 @@ def test_dtypes(dtype):
 
 
 class Random(nn.Module):
-    """An architecture drawn at random: the event, depth, activations, residuals, conditions, scales and spellings."""
+    """Drawn at random: the event, depth, activations, gains, residuals, conditions, scales and spellings."""
 
     def __init__(self, draw):
         super().__init__()
@@ -262,6 +262,9 @@ class Random(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
         self.activations = [draw.choice(SPELLINGS) for _ in range(depth)]
         self.residuals = [i > 0 and draw.random() < 0.4 for i in range(depth)]
+        self.gains = nn.ParameterDict(
+            {str(i): torch.linspace(0.5, 2, width) for i in range(depth) if draw.random() < 0.4}
+        )
         self.flat, self.swap = draw.choice(["flatten", "view", "reshape"]), draw.random() < 0.5
         self.before, self.after = draw.choice(["", "number", "row"]), draw.choice(["", "-", "/", "skip", "-x", "1-"])
 
@@ -282,6 +285,8 @@ class Random(nn.Module):
             if self.style == "every" or (self.style == "first" and i == 0):
                 u = self.maps[i](self.embed(column))
                 z = z + u if self.swap else u + z
+            if str(i) in self.gains:
+                z = z * self.gains[str(i)]
             new = self.activations[i](z)
             h = (h + new if self.swap else new + h) if self.residuals[i] else new
         out = self.out(h)

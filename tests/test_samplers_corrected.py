@@ -99,6 +99,8 @@ def test_mala_takes_a_density_a_score_or_a_target() -> None:
     expected = mala(target, x, **run)
     torch.testing.assert_close(mala(target.log_prob, x, **run), expected)
     torch.testing.assert_close(mala(target.log_prob, x, score_fn=target.score, **run), expected)
+    other = mala(target.log_prob, x, score_fn=torch.neg, **run)  # a given score comes before that of a target
+    assert torch.equal(mala(target, x, score_fn=torch.neg, **run), other) and not torch.equal(other, expected)
     torch.testing.assert_close(
         mala(lambda x: -(x - x.new_tensor([0.5, -0.5])).square().sum(1) / 1.4, x, **run), expected
     )

@@ -88,6 +88,39 @@ def test_ignore_lets_the_row_go_and_no_other() -> None:
     assert torch.isnan(found[3, 1]) and torch.equal(found[:3], clean[:3]) and torch.equal(found[4:], clean[4:])
 
 
+def density(x: Tensor) -> Tensor:
+    return -x.square().sum(1) / 2
+
+
+OPTIONS: dict[str, Any] = {"n_steps": 6, "step_size": 0.1, "seed": 7}
+EVERY: dict[str, Any] = {
+    "langevin_dynamics": lambda score, **o: fastscore.langevin_dynamics(score, start(), **OPTIONS, **o),
+    "underdamped_langevin": lambda score, **o: fastscore.underdamped_langevin(score, start(), **OPTIONS, **o),
+    "mala": lambda score, **o: fastscore.mala(density, start(), score_fn=score, **OPTIONS, **o),
+    "gradient_ascent": lambda score, **o: fastscore.gradient_ascent(score, start(), n_steps=6, step_size=0.1, **o),
+    "annealed": lambda score, **o: fastscore.annealed_langevin_dynamics(
+        lambda x, _: score(x), start(), sigmas=[2.0, 1.0], n_steps_each=3, step_size=0.1, seed=7, denoise=False, **o
+    ),
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_keeps_a_bad_chain_apart(name: str, value: float) -> None:
+    run, others = EVERY[name], [b for b in range(8) if b != 3]
+    clean = run(torch.neg)
+    with pytest.raises(fastscore.NonFiniteError) as caught:
+        run(Breaks(2, [3], value))
+    assert caught.value.chains == [3] and caught.value.step in (1, 2)
+    for policy in ("freeze", "ignore"):
+        found, told = run(Breaks(2, [3], value), on_nonfinite=policy, return_diagnostics=True)
+        assert torch.equal(found[others], clean[others])
+        assert bool(found[3].isfinite().all()) == (policy == "freeze")
+        assert told["first_nonfinite"].tolist() == [
+            caught.value.step if b == 3 and policy == "freeze" else -1 for b in range(8)
+        ]
+
+
 def test_a_start_that_is_not_finite_is_found_after_the_first_step() -> None:
     x = start()
     x[6, 0] = math.inf

@@ -98,6 +98,16 @@ def test_lipschitz_bounds_the_jacobian_and_is_reached() -> None:
     assert targets.GaussianMixture(MEANS, COVARIANCES["each"]).lipschitz is None
 
 
+def test_lipschitz_of_a_covariance_that_all_share() -> None:
+    covariance, apart = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64), torch.tensor([3.0, -1.0]).double()
+    target = targets.GaussianMixture(torch.stack([-apart / 2, apart / 2, 0 * apart]), covariance.expand(3, 2, 2))
+    distance = float(apart @ torch.linalg.solve(covariance, apart))  # of Mahalanobis, squared, of the farthest two
+    assert target.lipschitz == pytest.approx((distance / 4 - 1) / float(torch.linalg.eigvalsh(covariance)[0]))
+    grid = torch.cartesian_prod(*2 * [torch.linspace(-3, 3, 41, dtype=torch.float64)])
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda x: target.score(x[None])[0]))(grid)
+    assert float(torch.linalg.matrix_norm(jacobians, ord=2).max()) <= target.lipschitz
+
+
 def test_constants_follow_the_points() -> None:
     target = targets.GaussianMixture(MEANS.float(), COVARIANCES["full"].float(), WEIGHTS)
     exact = targets.GaussianMixture(MEANS.float().double(), COVARIANCES["full"].float().double(), WEIGHTS)

@@ -142,6 +142,21 @@ def test_chains_towards_a_mixture_are_the_generic_ones(
     torch.testing.assert_close(run(target, x, **options), generic, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_mixtures_exponentials_are_as_accurate_as_pytorchs(compiler: bool, without: pytest.MonkeyPatch) -> None:
+    # One step without noise, so long that the score is all there is of it. Between two components it goes as the
+    # difference of their weights, whose logits are small: the largest error is that of the exponential.
+    target, x = targets.GaussianMixture([[-1.0], [1.0]], 1.0), torch.linspace(-6, 6, 20_001).unsqueeze(1)
+    if compiler:
+        without.undo()
+    made = run(target, x, 1, step_size=lambda _: 2.0**40, temperature=0.0) / 2.0**40
+    exact = target.score(x.double())
+    errors = [
+        float(((value.double() - exact) / exact.abs().clamp_min(1)).abs().max()) for value in (made, target.score(x))
+    ]
+    assert errors[0] <= 2 * errors[1]
+
+
 @mixtures
 @pytest.mark.parametrize("compiler", [True, False])
 def test_chains_have_the_same_bits_however_they_are_cut(
