@@ -15,11 +15,21 @@ _DUAL = frozenset(("v_ptr", "p_t_ptr", "hd2_ptr", "dzd1_ptr"))
 _SHIFTS = frozenset(("u1_ptr", "u2_ptr", "u3_ptr"))
 
 
-def cases() -> Iterator[tuple[str, Case]]:
-    """Architectures with, for every entry of theirs, networks with and without what adds to a kernel's registers."""
+def entries() -> list[dict[str, Any]]:
+    """Their part of the launch table."""
     from fastscore_kernels import table
 
-    for entry in table.entries():
+    return [entry for entry in table.entries() if entry["operation"].startswith(("mlp_", "dual_"))]
+
+
+def plain() -> Iterator[tuple[str, Case]]:
+    """Architectures with, for every entry of theirs, the plainest network."""
+    return ((architecture, case(entry)) for entry in entries() for architecture in entry["architectures"])
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Architectures with, for every entry of theirs, networks with and without what adds to a kernel's registers."""
+    for entry in entries():
         dual, deep = entry["operation"].startswith("dual"), entry["operation"].endswith("upper")
         for architecture in entry["architectures"]:
             yield architecture, case(entry)

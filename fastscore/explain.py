@@ -154,16 +154,25 @@ def _recognised(plan: Plan, reading: reader.Reading, x: Tensor, how: Request) ->
         return reference.score_and_quadratic(mlp, points, shifts, probes, weight=weight)
 
     costs = (*_count(value_and_trace), *_count(lambda: reference.forward(mlp, points, shifts)))
-    backend, rows = "torch", _structured.piece_rows(reading, x, how)
+    backend, why, rows = "torch", plan.why, _structured.piece_rows(reading, x, how)
     if rows is None:
         probes = None if plan.exact else ops.Probes(0, how.n_probes, how.probe)
         runner = ops.runner(
             reading.mlp, x.flatten(1), reading.shifts, energy=reading.is_energy, probes=probes, weight=how.weight
         )
-        backend = "triton" if runner == "triton" else "torch"
+        if runner in _KERNELS:
+            backend, why = "triton", f"{why}; {_KERNELS[runner]}"
         columns = {"closed-form": 1, "hutchinson-dual": how.n_probes}.get(plan.method, d)
         rows = min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns)) if runner == "tiles" else batch
-    return Explanation(plan.method, _structure(reading), backend, rows, *costs, plan.why)
+    return Explanation(plan.method, _structure(reading), backend, rows, *costs, why)
+
+
+# What kernels do, by module.
+_KERNELS = {
+    "mlp": "values in one launch, gradients in two and a product for each weight",
+    "mlp_whole": "values in one launch, gradients layer by layer",
+    "mlp_layers": "layer by layer, one launch between two matrix products",
+}
 
 
 def _structure(reading: reader.Reading) -> str:

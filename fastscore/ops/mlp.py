@@ -171,12 +171,14 @@ def runner(
 ) -> str:
     """Return what the functions above would run for these arguments.
 
-    "triton": kernels; "tiles": hand-written passes in tiles; "reference": plain torch, the whole batch at once.
+    "mlp", "mlp_whole" or "mlp_layers": kernels, by module; "tiles": hand-written passes in tiles; "reference": plain
+    torch, the whole batch at once.
     """
     problem = _problem(mlp, x, energy=energy, probes=probes)
     if not _fusable(problem, x, _flat(mlp, shifts, weight)):
         return "reference"
-    return "tiles" if problem.kernels(mlp, x) is None else "triton"
+    kernels = problem.kernels(mlp, x)
+    return "tiles" if kernels is None else kernels.__name__.rpartition(".")[2]
 
 
 def on_kernels(x: Tensor) -> bool:

@@ -98,14 +98,16 @@ class Problem:
 
     def kernels(self, mlp: MLP, x: Tensor) -> ModuleType | None:
         """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""
-        family = ""
         if self.energy and self.probes is not None:
             return None
-        if not self.energy and mlp.depth <= 2 and self.probes is None:
-            family = "mlp"
-        elif self.probes is not None and self.probes.count == 1 and mlp.depth == 2 and not any(mlp.residuals):
-            family = "dual"
-        for name in ("mlp", "mlp_layers") if family else ("mlp_layers",):
+        on_chip, family = "mlp_layers", ""
+        if self.energy:
+            on_chip, family = "mlp_whole", "energy"
+        elif self.probes is None:
+            on_chip, family = ("mlp", "mlp") if mlp.depth <= 2 else ("mlp_whole", "trace")
+        elif self.probes.count == 1 and mlp.depth == 2 and not any(mlp.residuals):
+            on_chip, family = "mlp", "dual"
+        for name in (on_chip, "mlp_layers"):
             found = _dispatch.kernels(name, x.device)
             if found is not None and found.supported(mlp, x, self.narrow, family):
                 return found

@@ -1,8 +1,9 @@
 """Networks of any depth and width, layer by layer: products of the BLAS on jets, and one launch between two of them.
 
-For what no kernel holds on chip: Hutchinson's estimate, the trace of three and more hidden layers, energies, and wide
-networks. `evaluate` and `differentiate` take the arguments of `fastscore.ops.mlp_tiles` and do the same sums, with the
-parameters of the same forms (`fastscore.ops.mlp_forms`, `mlp_laplacian`), which they know by their `kind`:
+For what no kernel holds on chip: Hutchinson's estimate, gradients of the trace of three and more hidden layers and of
+energies (`mlp_whole` has their values), and wide networks. `evaluate` and `differentiate` take the arguments of
+`fastscore.ops.mlp_tiles` and do the same sums, with the parameters of the same forms (`fastscore.ops.mlp_forms`,
+`mlp_laplacian`), which they know by their `kind`:
 
     "quadratic"  zd_1 = W_1 v;                       the form v'C W_{L+1} hd_L at the last layer
     "tangents"   zd_2 = W_2 diag(d_1) W_1 C of all D; meets the cotangents P = W_{L+1} A_L at the last layer but one

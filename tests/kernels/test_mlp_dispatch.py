@@ -15,7 +15,7 @@ from fastscore.reference.mlp import MLP
 
 pytest.importorskip("triton")
 from fastscore_kernels import mlp as kernels
-from fastscore_kernels import mlp_layers, table
+from fastscore_kernels import mlp_layers, mlp_whole, table
 
 
 def network(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.device, name: str = "silu") -> MLP:
@@ -27,7 +27,10 @@ def network(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.devic
 
 DECLINED = {
     "float64": ((2, 8, 8, 2), torch.float64, None),
-    "three hidden layers": ((2, 8, 8, 8, 2), torch.float32, mlp_layers),
+    "three hidden layers": ((2, 8, 8, 8, 2), torch.float32, mlp_whole),
+    "three, too wide": ((2, 8, 129, 8, 2), torch.float32, mlp_layers),
+    "three, too many features": ((65, 8, 8, 8, 65), torch.float32, mlp_layers),
+    "seven": ((2, *[8] * 7, 2), torch.float32, mlp_layers),
     "too wide": ((2, 8, 257, 2), torch.float32, mlp_layers),
     "too many features": ((129, 8, 8, 129), torch.float32, mlp_layers),
 }

