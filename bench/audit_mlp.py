@@ -34,6 +34,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         for architecture in entry["architectures"]:
             yield architecture, case(entry)
             if dual:
+                yield architecture, case(entry, probe="normal")
                 continue
             yield architecture, case(entry, residual=True)
             yield architecture, case(entry, traced=False)
@@ -42,7 +43,13 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 def case(
-    entry: dict[str, Any], *, depth: int = 2, residual: bool = False, activation: str = "silu", traced: bool = True
+    entry: dict[str, Any],
+    *,
+    depth: int = 2,
+    residual: bool = False,
+    activation: str = "silu",
+    traced: bool = True,
+    probe: str = "rademacher",
 ) -> Case:
     """One entry's kernel for one kind of network; `residual` ones (and a probe's) have shifts at every layer."""
     from fastscore_kernels import mlp_backward, mlp_forward
@@ -70,6 +77,7 @@ def case(
         "PHI1": activation,
         "PHI2": activation,
         "DIRECT": depth == 1 or residual,
+        "PROBE": probe if dual else None,
         "PRECISION": precision,
         "ABOVE": block if depth == 2 else 16,
         "BELOW": block,
@@ -77,10 +85,11 @@ def case(
     }
     pointers = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in absent]
     kind = (" residual" if residual else "") + ("" if traced else " score")
+    kind += " normal" if dual and probe == "normal" else ""
     return Case(
         name=f"{family}_{operation} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
-        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32"},
+        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32", **_PROBE},
         constexprs={
             **{name: None for name in kernel.arg_names if name in absent},
             **{name: value for name, value in constants.items() if name in kernel.arg_names},
@@ -91,10 +100,12 @@ def case(
     )
 
 
+# What a probe is made of.
+_PROBE = {"first_chain": "i64", "key_low": "i32", "key_high": "i32"}
+
 # What stays in float32 beside bfloat16 products: samples and what is summed.
 _WIDE = (
-    frozenset(("x_ptr", "v_ptr", "ds_ptr", "g_ptr", "b1_ptr", "b2_ptr", "b3_ptr", "c_ptr", "score_ptr", "trace_ptr"))
-    | _SHIFTS
+    frozenset(("x_ptr", "ds_ptr", "g_ptr", "b1_ptr", "b2_ptr", "b3_ptr", "c_ptr", "score_ptr", "trace_ptr")) | _SHIFTS
 )
 
 

@@ -182,13 +182,17 @@ class Tangents:
 class Quadratic:
     """Hutchinson's `v_k' C J v_k` of K probes: the tangents `T_1 = d_1 * W_1 v`, carried through the layers once.
 
-    The probes are a function of the rows, made anew for a tile and never kept.
+    The probes are a function of the rows, made anew for a tile and never kept. Kernels make them of their `source`: its
+    seed, kind and first sample.
     """
 
     kind, order = "quadratic", 1
 
-    def __init__(self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int) -> None:
+    def __init__(
+        self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int, source: object = None
+    ) -> None:
         self.columns, self.residuals, self.probes = columns, mlp.residuals, probes
+        self.source = source
         self.parameters = (*mlp.weights[:-1], last)
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:

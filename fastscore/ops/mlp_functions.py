@@ -90,7 +90,8 @@ class Problem:
             draw = lambda rows: probes.draw(rows, x)  # noqa: E731
             if self.energy:
                 return Curvature(mlp, draw, probes.count)
-            return Quadratic(mlp, mlp.weights[-1] if weight is None else weight @ mlp.weights[-1], draw, probes.count)
+            last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
+            return Quadratic(mlp, last, draw, probes.count, probes)
         if self.energy:
             return Laplacian(mlp)
         first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight

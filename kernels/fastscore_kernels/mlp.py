@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from fastscore_kernels import table
+from fastscore_kernels import philox, table
 from fastscore_kernels.launch import device_of
 from fastscore_kernels.mlp_backward import lower_kernel, upper_kernel
 from fastscore_kernels.mlp_forward import forward_kernel
@@ -35,7 +35,9 @@ class Layers(NamedTuple):
     shifts: tuple[torch.Tensor | None, ...]
     """u_1, u_2, u_3."""
     constants: dict[str, Any]
-    """Sizes, activations and precision."""
+    """Sizes, activations, precision and the kind of probe."""
+    probe: Any
+    """What makes the probe: its seed, kind and first sample; or None."""
 
     @property
     def deep(self) -> bool:
@@ -45,7 +47,7 @@ class Layers(NamedTuple):
     @property
     def dual(self) -> bool:
         """Whether the trace is estimated along a probe."""
-        return self.weights["p_t"] is not None
+        return self.probe is not None
 
     @property
     def traced(self) -> bool:
@@ -57,7 +59,9 @@ class Layers(NamedTuple):
         given: dict[str, Any] = {f"{name}_ptr": tensor for name, tensor in self.weights.items()}
         for name, u in zip(("u1_ptr", "u2_ptr", "u3_ptr"), self.shifts, strict=True):
             given[name] = None if u is None else u[rows].contiguous()
-        return {**given, **self.constants}
+        seed, first = (self.probe.seed, self.probe.first_sample + rows.start) if self.dual else (0, 0)
+        key_low, key_high = philox.as_int32(seed, seed >> 32)
+        return {**given, **self.constants, "first_chain": first, "key_low": key_low, "key_high": key_high}
 
 
 def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
@@ -93,8 +97,7 @@ def rows(mlp: Any, columns: int) -> int:
 
 def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, ...]:
     """Score `[B, D]` and trace `[B, 1]`, or with the form "value" the score alone."""
-    part = slice(0, len(x))
-    return _forward(_layers(mlp, x, shifts, form, ()), x.contiguous(), _probe(form, part), part)
+    return _forward(_layers(mlp, x, shifts, form, ()), x.contiguous(), slice(0, len(x)))
 
 
 def differentiate(
@@ -109,32 +112,25 @@ def differentiate(
     size = rows(mlp, form.columns)
     for start in range(0, len(x), size):
         part = slice(start, min(start + size, len(x)))
-        v = _probe(form, part)
-        score, *trace = _forward(layers, x[part], v, part) if reads else (None, None)
+        score, *trace = _forward(layers, x[part], part) if reads else (None, None)
         ds, on_trace = upstream(part, score, tuple(trace))
         ds = torch.zeros_like(x[part]) if ds is None else ds.contiguous()
         g = None
         if form.kind != "value":
             g = x.new_full((len(ds),), scale) if on_trace[0] is None else on_trace[0].reshape(-1) * scale
-        _backward(layers, x[part], v, part, ds, g, gradients)
+        _backward(layers, x[part], part, ds, g, gradients)
     return gradients
 
 
-def _probe(form: Any, part: slice) -> torch.Tensor | None:
-    """The probe of some samples, `[n, D]`, made anew."""
-    return form.probes(part)[:, 0].contiguous() if form.kind == "quadratic" else None
-
-
-def _forward(layers: Layers, x: torch.Tensor, v: torch.Tensor | None, rows: slice) -> tuple[torch.Tensor, ...]:
+def _forward(layers: Layers, x: torch.Tensor, rows: slice) -> tuple[torch.Tensor, ...]:
     score, trace = _empty(x, *x.shape), _empty(x, len(x), 1) if layers.traced else None
-    _launch(forward_kernel, "forward", layers, rows, {"score_ptr": score, "trace_ptr": trace, "x_ptr": x, "v_ptr": v})
+    _launch(forward_kernel, "forward", layers, rows, {"score_ptr": score, "trace_ptr": trace, "x_ptr": x})
     return (score,) if trace is None else (score, trace)
 
 
 def _backward(
     layers: Layers,
     x: torch.Tensor,
-    v: torch.Tensor | None,
     rows: slice,
     ds: torch.Tensor,
     g: torch.Tensor | None,
@@ -144,7 +140,7 @@ def _backward(
     first, last, deep = layers.constants["H1"], layers.constants["H2"], layers.deep
     w1: Any = layers.weights["w1"]
     factors = any(key[0] not in ("x", "shift") for key in gradients)
-    given: dict[str, Any] = {"x_ptr": x, "v_ptr": v, "ds_ptr": ds, "g_ptr": g}
+    given: dict[str, Any] = {"x_ptr": x, "ds_ptr": ds, "g_ptr": g}
 
     def array(width: int, wanted: bool, key: Key | None = None) -> Any:
         """What a kernel writes `[rows, width]` to: the gradient that it is, else something to multiply by, or None."""
@@ -155,10 +151,11 @@ def _backward(
     bent = layers.weights["m"] is not None
     dz2, gd2, phi2 = array(last, deep, ("shift", 1) if deep else None), array(last, bent), array(last, deep and factors)
     h1, d1, dz1 = array(first, factors), array(first, bent and factors), array(first, True, ("shift", 0))
-    hd2, dzd1 = array(last, layers.dual and factors), array(first, layers.dual and factors)
+    v, ghd2, dzd1 = (array(width, layers.dual and factors) for width in (x.shape[1], last, first))
     sums: dict[str, torch.Tensor] = {}
     if deep:
-        written = {"dz2_ptr": dz2, "gd2_ptr": gd2, "phi2_ptr": phi2, "hd2_ptr": hd2, "h1_ptr": h1, "d1_ptr": d1}
+        written = {"dz2_ptr": dz2, "gd2_ptr": gd2, "phi2_ptr": phi2, "hd2_ptr": ghd2, "h1_ptr": h1, "d1_ptr": d1}
+        written["v_ptr"] = v
         sums |= _launch(upper_kernel, "upper", layers, rows, {**given, **written}, {"dz2_sums_ptr": last})
         given |= {"dz2_ptr": dz2, "gd2_ptr": gd2}
     given |= {"dz1_ptr": dz1, "dzd1_ptr": dzd1, "h1_ptr": None if deep else h1}
@@ -169,8 +166,8 @@ def _backward(
     products: list[tuple[Key, Any, Any]] = [(("weight", 0), dz1, x), (("weight", out), ds, phi2 if deep else h1)]
     if deep:
         products += [(("weight", 1), dz2, h1), (("form", 1 if layers.dual else 0), gd2, d1)]
-    if g is not None and v is not None:
-        products += [(("form", 0), dzd1, v), (("form", 2), g[:, None] * v, hd2)]
+    if layers.dual:
+        products += [(("form", 0), dzd1, v), (("form", 2), v, ghd2)]
     if residual:
         products += [(("weight", out), ds, h1)]
     for key, left, right in products:
@@ -249,9 +246,10 @@ def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, turned: tuple[str
         "PHI1": mlp.activations[0],
         "PHI2": mlp.activations[-1],
         "DIRECT": not deep or mlp.residuals[1],
+        "PROBE": form.source.kind if dual else None,
         "PRECISION": rounding,
     }
-    return Layers(weights, tuple(get(shifts) for get in pick), constants)
+    return Layers(weights, tuple(get(shifts) for get in pick), constants, form.source if dual else None)
 
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:

@@ -8,7 +8,9 @@ With the names of `mlp_forward`, `q = M d_1` and `e_l = phi_l''(z_l)`:
 
 With a probe v, M is W_2 and `g` is `g p` with `p = (C W_3)' v`; q is then zd_2, `g d_2` is dzd_2, and
 
-    dd_1 = dhd_1 * zd_1,   dzd_1 = dhd_1 * d_1,   dhd_1 = W_2' dzd_2,   zd_1 = W_1 v.
+    dd_1 = dhd_1 * zd_1,   dzd_1 = dhd_1 * d_1,   dhd_1 = W_2' dzd_2,   zd_1 = W_1 v;
+
+v is made anew in both kernels, and written once for the products `dzd_1' v` and `v' (g hd_2)`.
 
 With one hidden layer only the second runs, on `dh_1 = W_2' ds` and `dd_1 = g c`; without a trace, M, c and g are None,
 and so is what is made of them. What the gradients of the weights
@@ -24,7 +26,7 @@ their inner side, contiguous.
 import triton
 import triton.language as tl
 
-from fastscore_kernels import activations
+from fastscore_kernels import activations, probes
 from fastscore_kernels.mlp_tiles import (
     keep,
     keep_sum,
@@ -38,7 +40,7 @@ from fastscore_kernels.mlp_tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
 def upper_kernel(
     dz2_ptr,
     gd2_ptr,
@@ -46,9 +48,9 @@ def upper_kernel(
     hd2_ptr,
     h1_ptr,
     d1_ptr,
+    v_ptr,
     dz2_sums_ptr,
     x_ptr,
-    v_ptr,
     ds_ptr,
     g_ptr,
     u1_ptr,
@@ -61,11 +63,15 @@ def upper_kernel(
     b2_ptr,
     m_ptr,
     n_rows,
+    first_chain,
+    key_low,
+    key_high,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
     PHI1: tl.constexpr,
     PHI2: tl.constexpr,
+    PROBE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -73,14 +79,18 @@ def upper_kernel(
 ):
     """`dz_2`, `g d_2`, and where they are wanted (else None) `phi_2(z_2)`, `h_1` and `d_1`; ABOVE units a program.
 
-    With a probe `hd_1` for `d_1`, and `hd_2`.
+    With a PROBE `hd_1` for `d_1`, `g hd_2`, and the probe itself.
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
     start = tl.program_id(1) * ABOVE
     above = start + tl.arange(0, ABOVE)
     features = tl.arange(0, max(16, triton.next_power_of_2(D)))
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
-    v = samples(v_ptr, first, n_rows, features, ROWS, D) if v_ptr is not None else None
+    v = None
+    if PROBE is not None:
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
+        if v_ptr is not None:
+            keep(v_ptr, v, first, tl.where(start == 0, n_rows, 0), features, ROWS, D)
     z2, carried = second_layer(
         h1_ptr, d1_ptr, x, v, u1_ptr, u2_ptr, w1_ptr, w2_ptr, b1_ptr, b2_ptr, m_ptr, first, n_rows, start,
         D, H1, H2, PHI1, PRECISION, ROWS, UNITS, ABOVE,
@@ -91,10 +101,10 @@ def upper_kernel(
     dz2 = tl.zeros([ROWS, ABOVE], tl.float32)
     if m_ptr is not None:
         g = weights_of(g_ptr, first, n_rows, ROWS)
-        if v_ptr is not None:
-            g *= projected(v_ptr, p_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION)
+        if PROBE is not None:
             if hd2_ptr is not None:
-                keep(hd2_ptr, d2 * carried, first, n_rows, above, ROWS, H2)
+                keep(hd2_ptr, g * d2 * carried, first, n_rows, above, ROWS, H2)
+            g *= product(v, matrix(p_t_ptr, above, features, H2, D), PRECISION)
         keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
         dz2 += g * carried * e2
     dz2 += projected(ds_ptr, w3_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION) * d2
@@ -102,7 +112,7 @@ def upper_kernel(
     keep_sum(dz2_sums_ptr, dz2, above, H2)
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
 def lower_kernel(
     dz1_ptr,
     dzd1_ptr,
@@ -110,7 +120,6 @@ def lower_kernel(
     dz1_sums_ptr,
     gd1_sums_ptr,
     x_ptr,
-    v_ptr,
     dz2_ptr,
     gd2_ptr,
     ds_ptr,
@@ -123,11 +132,15 @@ def lower_kernel(
     m_t_ptr,
     c_ptr,
     n_rows,
+    first_chain,
+    key_low,
+    key_high,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
     PHI1: tl.constexpr,
     DIRECT: tl.constexpr,
+    PROBE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -164,10 +177,12 @@ def lower_kernel(
         keep(h1_ptr, h1, first, n_rows, below, ROWS, H1)
     if c_ptr is not None:
         keep_sum(gd1_sums_ptr, weights_of(g_ptr, first, n_rows, ROWS) * d1, below, H1)
-    if v_ptr is not None:
+    if PROBE is not None:
         if dzd1_ptr is not None:
             keep(dzd1_ptr, dd1 * d1, first, n_rows, below, ROWS, H1)
-        dd1 *= projected(v_ptr, w1_ptr, first, n_rows, below, ROWS, H1, D, PRECISION)
+        features = tl.arange(0, max(16, triton.next_power_of_2(D)))
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
+        dd1 *= product(v, matrix(w1_ptr, below, features, H1, D), PRECISION)
     dz1 = dh1 * d1 + dd1 * e1
     keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)
     keep_sum(dz1_sums_ptr, dz1, below, H1)

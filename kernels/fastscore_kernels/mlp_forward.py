@@ -10,22 +10,21 @@ trace are None where the score alone is asked for. With a probe v, for Hutchinso
 
     v'Jv = p . hd_2,  hd_2 = d_2 * W_2 hd_1,  hd_1 = d_1 * W_1 v,  p = (C W_3)' v,
 
-so that W_2 stands where M does, hd_1 where d_1 does, and p weighs the sum.
+so that W_2 stands where M does, hd_1 where d_1 does, and p weighs the sum; v is made here and nowhere stored.
 """
 
 import triton
 import triton.language as tl
 
-from fastscore_kernels import activations
+from fastscore_kernels import activations, probes
 from fastscore_kernels.mlp_tiles import keep, matrix, preactivation, product, samples, second_layer, vector
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
 def forward_kernel(
     score_ptr,
     trace_ptr,
     x_ptr,
-    v_ptr,
     u1_ptr,
     u2_ptr,
     u3_ptr,
@@ -39,12 +38,16 @@ def forward_kernel(
     m_ptr,
     c_ptr,
     n_rows,
+    first_chain,
+    key_low,
+    key_high,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
     PHI1: tl.constexpr,
     PHI2: tl.constexpr,
     DIRECT: tl.constexpr,
+    PROBE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -53,12 +56,14 @@ def forward_kernel(
     """ABOVE units of the second layer at a time and, for them, UNITS of the first.
 
     With one hidden layer W_2, b_2, u_2 and M are None, W_3 is its output. DIRECT says that h_1 reaches the output by
-    itself: there is one hidden layer, or the second is residual; else c is None.
+    itself: there is one hidden layer, or the second is residual; else c is None. PROBE is the kind of v, or None.
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
     features = tl.arange(0, max(16, triton.next_power_of_2(D)))
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
-    v = samples(v_ptr, first, n_rows, features, ROWS, D) if v_ptr is not None else None
+    v = None
+    if PROBE is not None:
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
     score = tl.zeros([ROWS, features.shape[0]], tl.float32)
     trace = tl.zeros([ROWS], tl.float32)
     if DIRECT:
@@ -77,7 +82,7 @@ def forward_kernel(
                 D, H1, H2, PHI1, PRECISION, ROWS, UNITS, ABOVE,
             )  # fmt: skip
             h2, d2 = activations.value_and_slope(z2, PHI2, False)
-            if v_ptr is not None:
+            if PROBE is not None:
                 carried *= product(v, matrix(p_t_ptr, above, features, H2, D), PRECISION)
             if m_ptr is not None:
                 trace += tl.sum(d2 * carried, 1)
