@@ -93,7 +93,7 @@ class Problem:
             last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
             return Quadratic(mlp, last, draw, probes.count, probes)
         if self.energy:
-            return Laplacian(mlp)
+            return Laplacian(mlp, shared=self.kernels(mlp, x) is not None)
         first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight
         return Bilinear(mlp, first) if mlp.depth <= 2 else Tangents(mlp, first)
 

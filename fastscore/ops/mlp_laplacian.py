@@ -18,17 +18,22 @@ class Laplacian:
 
     `Q_l = dz_l/dx` come up with the D tangents (`Q_1 = W_1` is shared by the batch, and so is `n_1`), the adjoints
     `a_l = dE/dh_l` come down: `a_L = w`, `a_{l-1} = W_l' (d_l a_l) + r_l a_l`, `grad E = W_1' (d_1 a_1)`.
+
+    `Q_2 = W_2 diag(d_1) W_1` is a product of `T_1 = d_1 * W_1` here: of all D at once, `[B, H_1] x [H_1, D H_2]`, its
+    other factor would be read anew for every tile. Kernels, whose tiles are large, ask for that factor (`shared`).
     """
 
     kind, order = "laplacian", 2
 
-    def __init__(self, mlp: MLP) -> None:
+    def __init__(self, mlp: MLP, *, shared: bool = False) -> None:
         first = mlp.weights[0]
         self.columns, self.residuals = mlp.dim if mlp.depth > 1 else 1, mlp.residuals
-        inward = first.t().unsqueeze(1) * mlp.weights[1] if mlp.depth > 1 else first[:0]  # [D, H_2, H_1]
+        inward = first.detach()[:0]
+        if shared and mlp.depth > 1:
+            inward = (first.t().unsqueeze(1) * mlp.weights[1]).flatten(0, 1)  # [D H_2, H_1]
         self.parameters = (
             first.square().sum(1),
-            inward.flatten(0, 1),
+            inward,
             first.t().contiguous(),
             mlp.weights[-1],
             *mlp.weights[1:-1],
@@ -62,25 +67,22 @@ class Laplacian:
 
     def _norms(self, jets: Jets, scratch: Scratch) -> list[Tensor]:
         """Carry the tangents up: `Q_{l+1} = W_{l+1} T_l`, `T_l = d_l Q_l + r_l T_{l-1}`; return `n_2, ..., n_L`."""
-        _, inward, first, _, *middle = self.parameters
+        _, _, first, _, *middle = self.parameters
         count, columns = len(jets[0][1]), self.columns
-        norms = []
+        norms: list[Tensor] = []
         self.carried: list[Tensor] = []
-        self.tangents: list[Tensor | None] = [None]  # T_1 is for a third layer above a residual second
-        if len(jets) > 2 and self.residuals[1]:
-            self.tangents[0] = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
+        self.tangents: list[Tensor] = []
+        if len(jets) == 1:
+            return norms
+        below = torch.mul(jets[0][1].unsqueeze(1), first, out=scratch("T0", count, *first.shape))
         for layer in range(1, len(jets)):
-            carried = scratch(f"Q{layer}", count, columns, jets[layer][1].shape[1])
-            below = self.tangents[-1]
-            if layer == 1:
-                carried = matmul(jets[0][1], inward.t(), carried.view(count, -1)).view(carried.shape)
-            elif below is not None:
-                carried = _carry(below, middle[layer - 1].t(), carried)
+            self.tangents.append(below)
+            carried = _carry(below, middle[layer - 1].t(), scratch(f"Q{layer}", count, columns, len(middle[layer - 1])))
             self.carried.append(carried)
             norms.append(mlp_passes.contract(carried, carried, f"norm{layer}", scratch))
             if layer < len(jets) - 1:
                 tangents = mlp_passes.spread(carried, jets[layer][1], scratch(f"T{layer}", *carried.shape), scratch)
-                self.tangents.append(tangents.add_(below) if self.residuals[layer] and below is not None else tangents)
+                below = tangents.add_(below) if self.residuals[layer] else tangents
         return norms
 
     def pullback(
@@ -103,29 +105,23 @@ class Laplacian:
 
     def _tangents_down(self, on_norms: list[Tensor], jets: Jets, scratch: Scratch, sums: Gradients) -> list[Tensor]:
         """`dQ_l = 2 Q_l dn_l + d_l dT_l`, `dT_{l-1} = W_l' dQ_l + r_l dT_l`; return the gradients in the slopes."""
-        _, inward, first, _, *middle = self.parameters
+        _, _, first, _, *middle = self.parameters
         slopes = [torch.zeros_like(jet[1]) for jet in jets]
         arriving: Tensor | None = None
         for layer in range(len(jets) - 1, 0, -1):
-            carried, slope = self.carried[layer - 1], jets[layer][1]
+            carried, slope, below = self.carried[layer - 1], jets[layer][1], self.tangents[layer - 1]
             if arriving is not None:
                 slopes[layer] = mlp_passes.contract(arriving, carried, f"dslope{layer}", scratch)
             plus = None if arriving is None else (arriving, slope)
             change = mlp_passes.spread(carried, on_norms[layer], carried, scratch, scale=2.0, plus=plus)
+            sums.product(("form", 3 + layer), change.flatten(0, 1), below.flatten(0, 1))
             straight = arriving if self.residuals[layer] else None
-            below = self.tangents[layer - 1]
-            if layer == 1:
-                flat = change.view(len(change), -1)
-                slopes[0] = matmul(flat, inward, scratch("dslope0", *slopes[0].shape))
-                sums.product(("form", 1), flat, jets[0][1])
-                if straight is not None:
-                    slopes[0].add_(mlp_passes.contract(straight, first, "dslope_first", scratch))
-                    sums.total(("form", 2), straight.mul_(jets[0][1].unsqueeze(1)))
-            elif below is not None:
-                sums.product(("form", 3 + layer), change.flatten(0, 1), below.flatten(0, 1))
-                arriving = _carry(change, middle[layer - 1], scratch(f"dT{layer % 2}", *below.shape))
-                if straight is not None:
-                    arriving.add_(straight)
+            arriving = _carry(change, middle[layer - 1], scratch(f"dT{layer % 2}", *below.shape))
+            if straight is not None:
+                arriving.add_(straight)
+        if arriving is not None:
+            slopes[0] = mlp_passes.contract(arriving, first, "dslope_first", scratch)
+            sums.total(("form", 2), arriving.mul_(jets[0][1].unsqueeze(1)))
         return slopes
 
     def _adjoints_up(

@@ -54,7 +54,8 @@ class Gradients:
     def total(self, key: Key, rows: Tensor, weights: Tensor | None = None) -> None:
         """Add the sum over rows, each times its weight."""
         if key in self.sums:
-            self.sums[key].add_(rows.sum(0) if weights is None else weights @ rows)
+            found = rows.sum(0) if weights is None else weights @ rows
+            self.sums[key].add_(found.t() if key in self.flipped else found)
 
     def add(self, other: Gradients) -> None:
         """Add the sums of another part of the batch."""

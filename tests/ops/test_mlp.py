@@ -32,6 +32,7 @@ SHAPES = [
     (1, (3, 3, 3, 3), (1, 3)),
     (3, (2, 4, 3, 5), ()),
     (2, (3, 3, 3, 3, 3), (1, 2, 3)),
+    (5, (3, 3, 3), (1, 2)),
 ]
 KINDS = ("trace", "weighted", "quadratic", "weighted quadratic", "energy", "loss", "quadratic loss", "energy loss")
 SQUARE, TRACE = 0.7, -1.3
