@@ -3,9 +3,9 @@
     python tests/mutants.py            apply every mutant to a copy of the tree and run its tests
     python tests/mutants.py philox     only those whose file or name contains the word
 
-The mutants stand in `mutant_table.py`, each with the bug class of docs/reliability.md that it is one of. The tests
-named there are first run as they are: a test that fails anyway kills nothing. No GPU is needed. Exit status 1 if a
-mutant survives or no longer applies.
+The mutants stand in `mutant_table.py` and `mutant_lines.py`, each with the bug class of docs/reliability.md that it is
+one of. The tests named there are first run as they are: a test that fails anyway kills nothing. No GPU is needed. Exit
+status 1 if a mutant survives or no longer applies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mutant_lines import MORE
 from mutant_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +109,7 @@ def main(words: list[str]) -> int:
     """Run the mutants whose file or name contains one of the words, or all."""
     os.environ["OMP_NUM_THREADS"] = "1"
     PROCESSES.set_forkserver_preload(["torch", "numpy", "pytest"])
-    chosen = [m for m in MUTANTS if not words or any(w in m.file or w in m.name for w in words)]
+    chosen = [m for m in (*MUTANTS, *MORE) if not words or any(w in m.file or w in m.name for w in words)]
     lanes: dict[str, set[str]] = {}
     for mutant in chosen:
         lanes.setdefault(mutant.lane, set()).update(mutant.tests)

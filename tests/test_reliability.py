@@ -16,6 +16,7 @@ ROW = re.compile(r"^\| (P?\d+) \| (.*) \|$", re.M)
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 sys.path.insert(0, str(ROOT / "tests"))
+from mutant_lines import MORE  # noqa: E402
 from mutant_table import MUTANTS  # noqa: E402
 
 
@@ -61,7 +62,7 @@ def test_whatever_looks_like_a_test_is_named_in_full() -> None:
     assert other <= {"tests/test_reliability.py", "tests/kernels", "tests/kernels/conftest.py", "tests/conftest.py"}
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+@pytest.mark.parametrize("mutant", [*MUTANTS, *MORE], ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_every_mutant_still_applies(mutant) -> None:
     assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
     assert all((ROOT / name.partition("::")[0]).is_file() for name in mutant.tests)

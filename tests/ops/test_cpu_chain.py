@@ -197,6 +197,20 @@ def test_a_bad_chain_is_found_inside_a_leap(policy: str, compiler: bool, without
     assert int(diagnostics["first_nonfinite"][70]) == (0 if policy == "freeze" else -1)
 
 
+@mixtures
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_clamp_does_not_hide_a_bad_chain(
+    target: targets.GaussianMixture, compiler: bool, without: pytest.MonkeyPatch
+) -> None:
+    if compiler:
+        without.undo()
+    x = noise.normal((100, target.dim), seed=0, stream=5)
+    clean = run(target, x, 5, clamp=(-6.0, 6.0))
+    x[70, 0] = torch.nan
+    found = run(target, x, 5, clamp=(-6.0, 6.0), on_nonfinite="ignore")
+    assert bool(found[70].isnan().any()) and torch.equal(found[:70], clean[:70]) and torch.equal(found[71:], clean[71:])
+
+
 def test_an_interrupt_between_leaps_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     target, x = MIXTURES["ring"], noise.normal((10, 2), seed=0, stream=5)
     whole = run(target, x, 600)

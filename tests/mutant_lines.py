@@ -1,0 +1,76 @@
+"""Wrong lines that were once made at random, in every layer above the kernels: the second table of `mutants.py`.
+
+Of some two thousand mutants of one token each, these are of the kinds that no test, or one by accident, had noticed, and
+of the lines that others stand on.
+"""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from mutant_table import Mutant
+
+LOSSES, TERMS, DIVERGENCE = "fastscore/losses.py", "fastscore/_terms.py", "fastscore/divergence.py"
+FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets.py"
+MALA, BAOAB, CHAINS = "fastscore/samplers/mala.py", "fastscore/samplers/underdamped.py", "fastscore/samplers/chain.py"
+CHECKPOINT, BUILD = "fastscore/checkpoint.py", "fastscore/ops/_cpu_build.py"
+STEP_C, CHAIN_C = "fastscore/ops/_cpu_source.py", "fastscore/ops/_cpu_source_chain.py"
+LAYERS_C, NETWORK_C = "fastscore/ops/_cpu_source_layers.py", "fastscore/ops/_cpu_source_network.py"
+
+L, D, U = "tests/test_losses.py::", "tests/test_divergence.py::", "tests/test_divergence_inputs.py::"
+T, G, X = "tests/test_targets.py::", "tests/test_samplers_corrected.py::", "tests/ops/test_cpu_chain.py::"
+K, R, Y = "tests/test_checkpoint.py::", "tests/test_arguments.py::", "tests/ops/test_cpu_layers.py::"
+
+# fmt: off
+
+IN_LOSSES = [
+    Mutant(48, "sliced: sum of the probes", LOSSES, "0.5 * projected.square() / n_probes", "0.5 * projected.square()", (L + "test_sliced_loss_and_gradients_against_brute_force",)),
+    Mutant(47, "denoising: sign of the noise", LOSSES, "residual = level * wide(score) + e if", "residual = level * wide(score) - e if", (L + "test_denoising_loss_by_its_definition",)),
+    Mutant(14, "denoising: asked in float32", LOSSES, "(wide(x) + level * e).to(x.dtype)", "(wide(x) + level * e)", (L + "test_the_denoised_score_is_asked_in_the_dtype_of_x",)),
+    Mutant(50, "sliced: a flag of any kind", LOSSES, "    _checks.flag(\"return_terms\", return_terms)\n    seed =", "    seed =", (R + "test_a_bad_value_is_refused_by_name",)),
+    Mutant(48, "errors added, not their squares", TERMS, "stderr.square().sum().sqrt()", "stderr.sum()", (L + "test_reduced_terms",)),
+    Mutant(12, "a noise level keeps its dtype", TERMS, "sigma.to(wide(x).dtype)", "sigma", (L + "test_the_denoised_score_is_asked_in_the_dtype_of_x",)),
+    Mutant(20, "laplacian: sign of the score", DIVERGENCE, "Laplacian(found.aux[0], -found.value", "Laplacian(found.aux[0], found.value", (D + "test_laplacian_and_all_gradients",)),
+    Mutant(20, "jacobian: transposed", DIVERGENCE, "stacked.permute(1, 2, 0) if", "stacked.permute(1, 0, 2) if", (D + "test_jacobian_and_all_gradients",)),
+    Mutant(12, "a weight keeps its dtype", DIVERGENCE, "how.weight.to(x.dtype)", "how.weight", (U + "test_a_weight_of_another_dtype_is_rounded_to_that_of_x",)),
+    Mutant(46, "an estimate in one piece", DIVERGENCE, "how.n_probes, weight=weight, chunk_size=how.chunk_size", "how.n_probes, weight=weight", (U + "test_a_chunk_has_at_most_the_rows_it_is_allowed",)),
+    Mutant(24, "an error with a graph", DIVERGENCE, "_standard_error(found.kept.detach())", "_standard_error(found.kept)", (D + "test_hutchinson_and_all_gradients",)),
+    Mutant(20, "weighted trace: transposed", FORMS, "unsqueeze(2), weight)", "unsqueeze(2), weight.mT)", (D + "test_weighted_trace",)),
+    Mutant(46, "stein: the dimension's term", METRICS, "x.shape[1] - 3 * g * r2", "x.shape[1] - 2 * g * r2", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
+    Mutant(46, "stein: the diagonal stays", METRICS, "(total - diagonal)", "total", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
+]
+
+IN_TARGETS = [
+    Mutant(47, "mixture: all of the square", TARGETS, "0.5 * z.square().sum(1)", "z.square().sum(1)", (T + "test_mixture_log_prob_is_scipys",)),
+    Mutant(47, "mixture: the factor transposed", TARGETS, "inverse.mT @ weighted", "inverse @ weighted", (T + "test_mixture_score_is_the_gradient_of_log_prob",)),
+    Mutant(46, "mixture: the wrong triangle", TARGETS, "self._means.t(), upper=False", "self._means.t(), upper=True", (T + "test_lipschitz_of_a_covariance_that_all_share",)),
+    Mutant(47, "double well: its force", TARGETS, "-4 * self.barrier", "-2 * self.barrier", (T + "test_double_well_is_normalised_and_its_score_a_gradient",)),
+    Mutant(50, "ring: another radius", TARGETS, "radius: float = 4.0", "radius: float = 4.5", ("tests/house/test_defaults.py::test_a_default_is_that_of_its_name",)),
+    Mutant(46, "the gain of another normal", "fastscore/networks.py", "torch.exp(-0.5 * z * z)", "torch.exp(-0.505 * z * z)", ("tests/test_networks.py::test_the_gain_of_the_initialisation_is_that_of_a_normal",)),
+    Mutant(21, "reader: a gain without the shift", "fastscore/_reading/algebra.py", ", shifts=tuple(_product(recorder, u, by) for u in symbol.shifts)", "", ("tests/test_reader.py::test_random_architectures",)),
+]
+
+IN_CHAINS = [
+    Mutant(47, "mala: a proposal without its drift", MALA, "(y - x - a * score).square()", "(y - x).square()", (G + "test_detailed_balance_holds_pointwise",)),
+    Mutant(47, "mala: the score of the refused", MALA, "torch.where(accept.view(event), to_score, score)", "to_score", ("tests/test_properties.py::test_properties[0-mala]", G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so")),
+    Mutant(49, "mala: no density, no alarm", MALA, ".masked_fill(lost.view(event), torch.nan)", "", (G + "test_outside_the_support_is_a_refusal_and_no_density_is_an_error",)),
+    Mutant(47, "mala: a given score forgotten", MALA, "score_fn or getattr(log_prob, \"score\", None)", "getattr(log_prob, \"score\", None)", (G + "test_mala_takes_a_density_a_score_or_a_target",)),
+    Mutant(47, "baoab: half a kick", BAOAB, "UnderdampedState(x, v + 0.5 * a * score, score)", "UnderdampedState(x, v, score)", (G + "test_one_baoab_step_is_its_formula",)),
+    Mutant(35, "a leap over what is to be kept", CHAINS, "to_keep = self.thin - (k - self.burn_in) % self.thin", "to_keep = self.thin", (X + "test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(49, "a frozen chain is not the first", CHAINS, "self.first_bad = torch.where(bad", "self.first_bad = torch.where(~bad", ("tests/test_samplers_faults.py::test_every_sampler_keeps_a_bad_chain_apart",)),
+    Mutant(53, "a checksum not looked at", CHECKPOINT, "if digest.hexdigest().encode() != found[1]:", "if False:", (K + "test_a_thousand_damaged_files_are_refused",)),
+    Mutant(53, "half a file left behind", CHECKPOINT, "        part.unlink(missing_ok=True)\n", "", (K + "test_a_failed_write_leaves_what_was_there",)),
+    Mutant(55, "everybody compiles", BUILD, "fcntl.flock(handle, fcntl.LOCK_EX)", "pass", ("tests/test_faults.py::test_processes_on_one_cold_cache_compile_once_and_all_find_a_whole_library",)),
+]
+
+IN_C = [
+    Mutant(16, "compiled: a term of the exponential", CHAIN_C, "  p = p * r + 1.3981999507e-3f;\n", "", (X + "test_a_mixtures_exponentials_are_as_accurate_as_pytorchs",)),
+    Mutant(15, "compiled: a clamp hides a NaN", CHAIN_C, "xd[i] < low ? low : (xd[i] > high ? high : xd[i])", "xd[i] > low ? (xd[i] < high ? xd[i] : high) : low", (X + "test_a_clamp_does_not_hide_a_bad_chain",)),
+    Mutant(29, "compiled: one step's noise in all", CHAIN_C, "step + (u32)k", "step", (X + "test_chains_towards_a_mixture_are_the_generic_ones",)),
+    Mutant(6, "compiled: signs past the row", STEP_C, "(width - d < 32 ? width - d : 32)", "32", (X + "test_signs_are_the_references_bits",)),
+    Mutant(20, "compiled: residual of a network", NETWORK_C, "residual ? z + h[2 * (m + r) + half] : z", "z", ("tests/ops/test_cpu_network.py::test_the_value_is_as_accurate_as_pytorchs",)),
+    Mutant(31, "compiled: sums of one block only", LAYERS_C, "EACH total[j] += sum[j];", "EACH total[j] = sum[j];", (Y + "test_products_with_a_short_side",)),
+    Mutant(20, "compiled: softsign'''", LAYERS_C, "6.0f * (r2 * r2)", "3.0f * (r2 * r2)", (Y + "test_jets_err_at_most_twice_as_much_as_torch",)),
+]
+
+MORE = [*IN_LOSSES, *IN_TARGETS, *IN_CHAINS, *IN_C]
