@@ -408,19 +408,43 @@ def test_a_pickle_in_disguise_runs_nothing(tmp_path: Path) -> None:
     assert canary.exists()  # the payload was a live one
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def broken(*_: object, **__: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("fault", ["open", "write", "fsync", "replace"])
+def test_a_failed_write_leaves_what_was_there(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
     path = tmp_path / "net"
     fastscore.save_network(path, fastscore.ScoreMLP(2, width=8))
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left"):
-            fastscore.save_network(path, fastscore.ScoreMLP(2, width=8))
+        if fault == "write":  # a file that may not grow: the system's own error
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        elif fault == "open":
+            patch.setattr(checkpoint, "open", broken, raising=False)
+        else:
+            patch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[fault], broken)
+        try:
+            with pytest.raises(OSError, match="File too large" if fault == "write" else "Input/output error"):
+                fastscore.save_network(path, fastscore.ScoreMLP(2, width=8))
+        finally:
+            if fault == "write":
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["net"]
-    with pytest.raises(FileNotFoundError):
-        fastscore.save_network(tmp_path / "absent" / "net", fastscore.ScoreMLP(2))
-    with pytest.raises(FileNotFoundError):
+    fastscore.save_network(path, fastscore.ScoreMLP(2, width=8))
+    assert path.read_bytes() != before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "within").mkdir(parents=True)
+    for place in (tmp_path / "absent" / "net", tmp_path / "folder"):
+        with pytest.raises(OSError, match=place.name):
+            fastscore.save_network(place, fastscore.ScoreMLP(2))
+    with pytest.raises(FileNotFoundError, match="absent"):
         fastscore.load_network(tmp_path / "absent")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
 def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
