@@ -52,11 +52,11 @@ IN_TARGETS = [
 
 IN_CHAINS = [
     Mutant(47, "mala: a proposal without its drift", MALA, "(y - x - a * score).square()", "(y - x).square()", (G + "test_detailed_balance_holds_pointwise",)),
-    Mutant(47, "mala: the score of the refused", MALA, "torch.where(accept.view(event), to_score, score)", "to_score", ("tests/test_properties.py::test_properties[0-mala]", G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so")),
+    Mutant(47, "mala: the score of the refused", MALA, "torch.where(accept.view(event), to_score, score)", "to_score", ("tests/test_properties.py::test_properties[mala-0]", G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so")),
     Mutant(49, "mala: no density, no alarm", MALA, ".masked_fill(lost.view(event), torch.nan)", "", (G + "test_outside_the_support_is_a_refusal_and_no_density_is_an_error",)),
     Mutant(47, "mala: a given score forgotten", MALA, "score_fn or getattr(log_prob, \"score\", None)", "getattr(log_prob, \"score\", None)", (G + "test_mala_takes_a_density_a_score_or_a_target",)),
     Mutant(47, "baoab: half a kick", BAOAB, "UnderdampedState(x, v + 0.5 * a * score, score)", "UnderdampedState(x, v, score)", (G + "test_one_baoab_step_is_its_formula",)),
-    Mutant(35, "a leap over what is to be kept", CHAINS, "to_keep = self.thin - (k - self.burn_in) % self.thin", "to_keep = self.thin", (X + "test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(35, "a leap over what is to be kept", CHAINS, "to_keep = self.thin - (k - self.burn_in) % self.thin", "to_keep = self.thin", (X + "test_what_is_kept_may_be_further_apart_than_a_leap",)),
     Mutant(49, "a frozen chain is not the first", CHAINS, "self.first_bad = torch.where(bad", "self.first_bad = torch.where(~bad", ("tests/test_samplers_faults.py::test_every_sampler_keeps_a_bad_chain_apart",)),
     Mutant(53, "a checksum not looked at", CHECKPOINT, "if digest.hexdigest().encode() != found[1]:", "if False:", (K + "test_a_thousand_damaged_files_are_refused",)),
     Mutant(53, "half a file left behind", CHECKPOINT, "        part.unlink(missing_ok=True)\n", "", (K + "test_a_failed_write_leaves_what_was_there",)),
@@ -67,7 +67,7 @@ IN_C = [
     Mutant(16, "compiled: a term of the exponential", CHAIN_C, "  p = p * r + 1.3981999507e-3f;\n", "", (X + "test_a_mixtures_exponentials_are_as_accurate_as_pytorchs",)),
     Mutant(15, "compiled: a clamp hides a NaN", CHAIN_C, "xd[i] < low ? low : (xd[i] > high ? high : xd[i])", "xd[i] > low ? (xd[i] < high ? xd[i] : high) : low", (X + "test_a_clamp_does_not_hide_a_bad_chain",)),
     Mutant(29, "compiled: one step's noise in all", CHAIN_C, "step + (u32)k", "step", (X + "test_chains_towards_a_mixture_are_the_generic_ones",)),
-    Mutant(6, "compiled: signs past the row", STEP_C, "(width - d < 32 ? width - d : 32)", "32", (X + "test_signs_are_the_references_bits",)),
+    Mutant(42, "compiled: signs of another word", STEP_C, "32 * word, count", "32 * (3 - word), count", (X + "test_signs_are_the_references_bits",)),
     Mutant(20, "compiled: residual of a network", NETWORK_C, "residual ? z + h[2 * (m + r) + half] : z", "z", ("tests/ops/test_cpu_network.py::test_the_value_is_as_accurate_as_pytorchs",)),
     Mutant(31, "compiled: sums of one block only", LAYERS_C, "EACH total[j] += sum[j];", "EACH total[j] = sum[j];", (Y + "test_products_with_a_short_side",)),
     Mutant(20, "compiled: softsign'''", LAYERS_C, "6.0f * (r2 * r2)", "3.0f * (r2 * r2)", (Y + "test_jets_err_at_most_twice_as_much_as_torch",)),

@@ -69,11 +69,11 @@ def session(tree: Path, tests: tuple[str, ...], answer: Any) -> None:
         import fastscore
 
         assert Path(fastscore.__file__).is_relative_to(tree), "the tests are not those of the tree"
-    answer.send((int(status), first.test))
+    answer.send((int(status), first.test or (f"pytest ended with status {int(status)}" if status else None)))
 
 
 def run(tree: Path, tests: tuple[str, ...], limit: float = LIMIT) -> tuple[int, str | None]:
-    """Exit status of pytest in the tree, and the first test that failed; 124 for one that did not come to an end."""
+    """Exit status of pytest in the tree and the first test that failed; 124 if it had no end, 128 + n for signal n."""
     answer, of_child = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=session, args=(tree, tests, of_child))
     process.start()
@@ -83,6 +83,9 @@ def run(tree: Path, tests: tuple[str, ...], limit: float = LIMIT) -> tuple[int, 
             return 124, "does not come to an end"
         return answer.recv()  # type: ignore[no-any-return]
     except EOFError:
+        process.join()
+        if (code := process.exitcode or 0) < 0:
+            return 128 - code, f"died of signal {-code}"
         return 125, (tree / "log").read_text()[-500:]
     finally:
         process.kill()
@@ -99,7 +102,7 @@ def report(mutant: Mutant, tree: Path) -> bool:
         file.write_text(text.replace(mutant.old, mutant.new))
         status, test = run(tree, mutant.tests)
         file.write_text(text)
-        verdict = "killed" if status in (1, 2, 124) else "SURVIVED"
+        verdict = "killed" if status in (1, 2, 124) or status > 128 else "SURVIVED"
     seconds = time.monotonic() - began
     print(f"{verdict:9} {mutant.bug:>2} {mutant.file}: {mutant.name}  {test or ''}  {seconds:.0f} s", flush=True)
     return verdict == "killed"

@@ -178,6 +178,14 @@ def test_chains_have_the_same_bits_however_they_are_cut(
     assert torch.equal(state.x, path[:, -1])
 
 
+def test_what_is_kept_may_be_further_apart_than_a_leap() -> None:
+    target, x = MIXTURES["ring"], noise.normal((10, 2), seed=0, stream=5)
+    path = run(target, x, 620, thin=300, burn_in=10, return_trajectory=True)
+    assert path.shape[1] == 2
+    for kept, n_steps in zip(path.unbind(1), (310, 610), strict=True):
+        assert torch.equal(kept, run(target, x, n_steps))
+
+
 @pytest.mark.parametrize("compiler", [True, False])
 @pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
 def test_a_bad_chain_is_found_inside_a_leap(policy: str, compiler: bool, without: pytest.MonkeyPatch) -> None:
