@@ -1,7 +1,8 @@
 """Arrays of counter noise: rows are chains `first_chain, first_chain + 1, ...`; no autograd, nothing to differentiate.
 
 While torch.compile traces, an array of noise is one opaque operator: Inductor would write the rounds of Philox, each of
-whose values is used twice, into one expression whose size doubles with every round.
+whose values is used twice, into one expression whose size doubles with every round. Under torch.func, too: a kernel
+inside cannot write to a tensor that is wrapped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def normal(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standard normals `[n, width]`; computed in float64 for float64, else in float32 and rounded."""
-    make = _normal_opaque if torch.compiler.is_compiling() else _normal
+    make = _normal_opaque if _looked_on() else _normal
     return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
@@ -29,7 +30,7 @@ def rademacher(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Signs +-1 `[n, width]`."""
-    make = _rademacher_opaque if torch.compiler.is_compiling() else _rademacher
+    make = _rademacher_opaque if _looked_on() else _rademacher
     return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
@@ -102,6 +103,11 @@ def _fake(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     return torch.empty(n, width, dtype=dtype, device=device)
+
+
+def _looked_on() -> bool:
+    """Whether torch.compile traces, or torch.func wraps new tensors so that no kernel can take them."""
+    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
 
 
 def _signed(seed: int) -> int:

@@ -58,3 +58,17 @@ def test_batches_may_be_split(device):
 def test_nothing_is_launched_for_an_empty_batch(device):
     assert noise.normal((0, 3), seed=1, stream=0, device=device).shape == (0, 3)
     assert noise.rademacher((4, 0), seed=1, stream=0, device=device).shape == (4, 0)
+
+
+@pytest.mark.parametrize("make", [noise.normal, noise.rademacher])
+def test_within_transforms(device, make):
+    """torch.func wraps every tensor made under it, which no kernel can write to."""
+    options = {"seed": 3, "stream": 2, "dtype": torch.float64, "device": device}
+    x, drawn = torch.ones(3, 5, dtype=torch.float64, device=device), make((3, 5), **options)
+
+    def dot(x):
+        return (x * make((3, 5), **options)).sum()
+
+    assert torch.equal(torch.func.grad(dot)(x), drawn)
+    torch.testing.assert_close(torch.func.jvp(dot, (x,), (x,))[1], drawn.sum())
+    torch.testing.assert_close(torch.func.vmap(dot)(torch.stack([x, -x])), torch.stack([drawn.sum(), -drawn.sum()]))
