@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 NVIDIA = (80, 90, 100)
 AMD = "gfx942"
@@ -103,6 +104,18 @@ def compile_nvidia(case: Case, arch: int) -> Report:
     )
 
 
+def ttir(case: Case, arch: int = 90) -> str:
+    """A kernel in Triton's own terms, inlined and simplified: what it computes, without the minute of a compilation."""
+    target = GPUTarget("cuda", arch, 32)
+    backend, source, context = make_backend(target), case.source(), ir.context()
+    options, stages = backend.parse_options(dict(case.options)), {}
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    backend.add_stages(stages, options, source.language)
+    rules = backend.get_codegen_implementation(options), backend.get_module_map()
+    return str(stages["ttir"](source.make_ir(target, options, *rules, context), {}))
+
+
 def compile_amd(case: Case, arch: str = AMD) -> int:
     """Compile for an AMD GPU; the shared memory it takes, in bytes."""
     target = GPUTarget("hip", arch, 64)
@@ -118,6 +131,7 @@ def cases() -> Iterator[Case]:
     yield from _langevin()
     yield from _noise()
     yield from _jets()
+    yield from _contractions()
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -176,6 +190,31 @@ def _noise() -> Iterator[Case]:
         aligned=("out_ptr", "x_ptr", "n_features", "n_groups"),
         options=warps,
     )
+
+
+def _contractions() -> Iterator[Case]:
+    from fastscore_kernels import contraction
+
+    for kernel in (contraction.contraction_kernel, contraction.pullback_kernel):
+        pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
+        for kind, dtype in (("rademacher", "fp32"), ("normal", "fp32"), ("normal", "bf16"), ("normal", "fp64")):
+            sums = "*fp64" if dtype == "fp64" else "*fp32"
+            small = ("squares_ptr", "forms_ptr", "on_squares_ptr", "on_forms_ptr")
+            _, given = contraction.launched(1 << 20, 4096, kind, _DTYPES[dtype], 0, 0, 0)
+            options = {name: given[name] for name in kernel.arg_names if name.isupper()}
+            yield Case(
+                name=f"{kernel.__name__.removesuffix('_kernel')} {kind} {dtype} D=4096",
+                kernel=kernel,
+                signature={
+                    **{name: sums if name in small else f"*{dtype}" for name in pointers},
+                    **dict.fromkeys((*_SIZES, "n_probes"), "i32"),
+                    **{"first_probe" if name == "step" else name: type_ for name, type_ in _COUNTERS.items()},
+                },
+                constexprs=options,
+                elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * options["LANES"] * options["BITS"],
+                aligned=(*pointers, "n_features"),
+                options={"num_warps": given["num_warps"]},
+            )
 
 
 def _jets() -> Iterator[Case]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastscore import noise
 from fastscore._products import Aux, Differentiated, products
+from fastscore.ops import contraction
 from fastscore.ops._cpu_memory import give_back
+from fastscore.reference import contraction as reference
+from fastscore.reference.contraction import wide as wide
 
 _BUDGET = 2**28  # bytes that the activations of one piece may take, by the estimate of `piece_size`
 _GIVE_BACK = 4  # pieces between two times that freed memory is given back; after each, that would cost a third more
@@ -48,35 +50,23 @@ class Probes:
 
     def __call__(self, x: Tensor, first_row: int, start: int, stop: int) -> Tensor:
         """Probes start..stop-1 for the rows of x, which are rows `first_row` and on of the batch."""
-        draw = noise.rademacher if self.kind == "rademacher" else noise.normal
-        return torch.stack(
-            [
-                draw(
-                    x.shape,
-                    seed=self.seed,
-                    stream=noise.Stream.PROBES,
-                    step=probe,
-                    first_chain=self.first_chain + first_row,
-                    dtype=x.dtype,
-                    device=x.device,
-                )
-                for probe in range(start, stop)
-            ]
-        )
+        return self.drawn(x, first_row, start).draw((stop - start, *x.shape), x.device)
+
+    def drawn(self, x: Tensor, first_row: int, start: int) -> contraction.Drawn:
+        """Which probes those are."""
+        return contraction.Drawn(self.kind, x.dtype, self.seed, start, self.first_chain + first_row)
 
 
 class Forms(NamedTuple):
-    """What `forms` returns: value `[B, *event]`, aux, kept `[n, B, ...]` and the mode that ran, "jvp" or "vjp"."""
+    """What `forms` returns: value `[B, *event]`, aux, kept `[n, B, ...]` and the mode that ran, "jvp" or "vjp".
+
+    With `squares`, the value is half the squared norm of the function's, `[B]`.
+    """
 
     value: Tensor
     aux: Aux
     kept: Tensor
     mode: str
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision as float32, in which sums are taken; other dtypes as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def forms(
@@ -89,6 +79,7 @@ def forms(
     weight: Tensor | None = None,
     chunk_size: int | None = None,
     whole: bool = False,
+    squares: bool = False,
 ) -> Forms:
     """The forms `v_i' C J v_i` `[n, B]` along n directions, or with `whole` the products with J themselves.
 
@@ -101,6 +92,7 @@ def forms(
         weight: C, `[D, D]` or `[B, D, D]`; the identity when not given.
         chunk_size: Rows in a piece; chosen by the memory budget when not given.
         whole: Keep `J v_i` (mode "jvp") or `J' v_i` (mode "vjp"), `[n, B, *event]`, and not the forms.
+        squares: Return `1/2 |value|^2` in place of the value; not with `whole`.
     """
 
     def piece(x: Tensor, cond: Any, weight: Tensor | None, first: int, start: int, stop: int) -> Forms:
@@ -109,8 +101,14 @@ def forms(
         right = directions(x, first, start, stop)
         left = right if weight is None else _weighted(right, weight)
         value, aux, product, mode = products(*function(cond), x, left, right)
-        kept = product if whole else _dot(product, left if mode == "jvp" else right)
-        return Forms(value, aux, kept, mode)
+        if whole:
+            return Forms(value, aux, product, mode)
+        met, score = left if mode == "jvp" else right, value if squares else None
+        if isinstance(directions, Probes) and weight is None:  # which a kernel makes again rather than reads
+            half, kept = contraction.contraction(score, product, met, directions.drawn(x, first, start))
+        else:
+            half, kept = reference.contraction(score, product, met)
+        return Forms(value if half is None else half, aux, kept, mode)
 
     if torch.compiler.is_compiling():  # which keeps what it likes, and would make a graph for every batch size
         return piece(x, cond, weight, 0, 0, n)
@@ -131,11 +129,6 @@ def forms(
         return done[0]
     aux = tuple(torch.cat(column) for column in zip(*(p.aux for p in done), strict=True))
     return Forms(torch.cat([p.value for p in done]), aux, torch.cat([p.kept for p in done], dim=1), done[0].mode)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products over the event: `[C, B, *event]` twice -> `[C, B]`."""
-    return (wide(a) * wide(b)).flatten(2).sum(2)
 
 
 def _weighted(v: Tensor, weight: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from fastscore._forms import Forms, Twice, basis, forms, wide
 from fastscore._products import Aux
 from fastscore._structured import EXACT_FEATURES as EXACT_FEATURES
 from fastscore._structured import Plan, Request, check, features
+from fastscore._terms import squared_norm
 
 
 class Divergence(NamedTuple):
@@ -109,13 +110,16 @@ def divergence(
     return carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
 
 
-def carry_out(plan: Plan, score_fn: _checks.Score, x: Tensor, cond: Any, how: Request) -> Divergence:
-    """The divergence by the method that was planned for it."""
+def carry_out(
+    plan: Plan, score_fn: _checks.Score, x: Tensor, cond: Any, how: Request, *, squares: bool = False
+) -> Divergence:
+    """The divergence by the method that was planned for it; with `squares`, `1/2 |s|^2` `[B]` in place of the score."""
     if plan.reading is None:
-        found, total, stderr, method = _trace(_score(score_fn), x, cond, how, plan.exact)
+        found, total, stderr, method = _trace(_score(score_fn), x, cond, how, plan.exact, squares=squares)
         return Divergence(found.value, total, stderr, method)
     fast = _structured.score(plan.reading, x, how, plan.exact)
-    return Divergence(fast.score, fast.traces.mean(0), _standard_error(fast.traces.detach()), plan.method)
+    value = 0.5 * squared_norm(fast.score) if squares else fast.score
+    return Divergence(value, fast.traces.mean(0), _standard_error(fast.traces.detach()), plan.method)
 
 
 def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size: int | None = None) -> Tensor:
@@ -198,14 +202,15 @@ def laplacian(
 
 
 def _trace(
-    function: Callable[[Any], Twice], x: Tensor, cond: Any, how: Request, exact: bool
+    function: Callable[[Any], Twice], x: Tensor, cond: Any, how: Request, exact: bool, *, squares: bool = False
 ) -> tuple[Forms, Tensor, Tensor | None, str]:
     """The forms along the directions that `how` asks for, their total, its standard error and the method's name."""
-    weight = None if how.weight is None else how.weight.to(x.dtype)
+    asked: dict[str, Any] = {"chunk_size": how.chunk_size, "squares": squares}
+    asked["weight"] = None if how.weight is None else how.weight.to(x.dtype)
     if exact:
-        found = forms(function, x, cond, basis, features(x), weight=weight, chunk_size=how.chunk_size)
+        found = forms(function, x, cond, basis, features(x), **asked)
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
-    found = forms(function, x, cond, how.directions(), how.n_probes, weight=weight, chunk_size=how.chunk_size)
+    found = forms(function, x, cond, how.directions(), how.n_probes, **asked)
     return found, found.kept.mean(0), _standard_error(found.kept.detach()), f"hutchinson-{found.mode}"
 
 

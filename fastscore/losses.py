@@ -102,9 +102,8 @@ def implicit_score_matching(
         fused = _structured.implicit_loss(plan, x, how, share)
         if fused is not None:
             return fused
-    found = carry_out(plan, score_fn, x, cond, how)
-    squares = 0.5 * squared_norm(found.score)
-    return finish(squares, found.trace, found.stderr, found.method, scale, reduction, return_terms)
+    found = carry_out(plan, score_fn, x, cond, how, squares=True)
+    return finish(found.score, found.trace, found.stderr, found.method, scale, reduction, return_terms)
 
 
 @overload

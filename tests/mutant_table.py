@@ -108,7 +108,7 @@ IN_NETWORKS = [
     Mutant(48, "sum of the probes", FUNCTIONS, "else weights.trace / count", "else weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
     Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
     Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", (M + "test_every_subset_of_what_requires_grad",)),
-    Mutant(14, "sums in half precision", "fastscore/_forms.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
+    Mutant(14, "sums in half precision", "fastscore/reference/contraction.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
     Mutant(20, "slope for curvature", TILES, "(slopes[layer], jets[layer][2])", "(slopes[layer], jets[layer][1])", MLP),
     Mutant(20, "third derivative dropped", TILES, "bent.append((curvatures[layer], jets[layer][3]))", "pass", MLP),
     Mutant(32, "threads' gradients lost", TILES, "self.sums[key].add_(total)", "pass", ("tests/ops/test_cpu_threads.py::test_threads_change_nothing_but_rounding",)),

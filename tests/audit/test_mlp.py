@@ -65,6 +65,17 @@ def check_ttir(ttir, case):
     assert all("arith.extsi" in line and "i32 to i64" in line for line in uses), uses
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_products_and_rows_are_what_the_table_says(operation):
+    """Read before the compiler proper, so that it is quick: one entry a precision of an sm_90."""
+    entries = [entry for entry in table.entries() if entry["operation"] == operation]
+    chosen = {entry["precision"]: entry for entry in entries if "sm_90" in entry["architectures"]}
+    assert set(chosen) == {"bf16", "tf32", "tf32x3"}
+    for entry in chosen.values():
+        case = audit_mlp.case(entry)
+        check_ttir(audit.ttir(case), case)
+
+
 def test_every_operation_has_the_same_sizes():
     """A network that the forward pass takes has launch options for its gradients, too."""
     sizes = {
