@@ -80,7 +80,7 @@ class Descent:
             return g.contiguous(), on_laplacian.unsqueeze(1) * last
         (given,) = on_values
         n = len(tape.out)
-        g = tape.out.new_full((n, 1), scale) if given is None else given * scale
+        g = tape.out.new_full((n, 1), scale) if given is None else given if scale == 1 else given * scale
         if tape.probes is not None:
             g = g.expand(n, form.columns).contiguous()
             self.product(("form", self.mlp.depth), g.unsqueeze(2) * tape.probes, tape.met)

@@ -1,4 +1,7 @@
-"""Launch options by operation, GPU, precision and sizes: one table, `launch.json`, which says where it comes from."""
+"""Launch options by operation, GPU, precision and sizes: one table, `launch.json`, which says where it comes from.
+
+What has no entry goes layer by layer or to PyTorch. No batch is too small for a kernel: see the table's provenance.
+"""
 
 import functools
 import json
