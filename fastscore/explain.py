@@ -163,6 +163,8 @@ def _recognised(plan: Plan, reading: reader.Reading, x: Tensor, how: Request) ->
         if runner in _KERNELS:
             backend, why = "triton", f"{why}; {_KERNELS[runner]}"
         columns = {"closed-form": 1, "hutchinson-dual": how.n_probes}.get(plan.method, d)
+        if plan.method == "tangents":
+            columns = len(reference.circuit(mlp, reference.inlet(mlp, weight)).entry)
         rows = min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns)) if runner == "tiles" else batch
     return Explanation(plan.method, _structure(reading), backend, rows, *costs, why)
 

@@ -116,6 +116,8 @@ IN_NETWORKS = [
     Mutant(20, "trace: residual term", FORMS, "through.add_(below)", "pass", MLP),
     Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g)]", "[through, self.carried]", MLP),
     Mutant(48, "probes: residual tangent", FORMS, "tangents.add_(self.tangents[-1])", "pass", MLP),
+    Mutant(20, "trace around a narrow layer: its slopes in the gradient of the exit", "fastscore/ops/mlp_circuit.py", "change.mul_(slopes[self.start].unsqueeze(2))", "pass", MLP),
+    Mutant(20, "trace around a narrow layer: what enters is residual", "fastscore/reference/mlp.py", "if mlp.residuals[first]:", "if False:", ("tests/reference/test_mlp.py",)),
     Mutant(20, "laplacian: factor 2", LAPLACIAN, "scale=2.0, plus=plus", "scale=1.0, plus=plus", MLP),
     Mutant(20, "laplacian: what the score adds", LAPLACIAN, "slopes[layer].addcmul_(change, self.adjoints[layer])", "pass", MLP),
     Mutant(20, "compiled: curvature", "fastscore/ops/_cpu_source_layers.py", "if (a && !u) EACH { di[j] = MADD(di[j], ai[j], scale * (si[j] * ci[j]))", "if (a && !u) EACH { di[j] = MADD(di[j], ai[j], scale * si[j])", ("tests/ops/test_cpu_layers.py::test_pull",)),

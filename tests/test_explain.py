@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +65,15 @@ def test_costs_are_those_of_the_formulas() -> None:
     assert generic.flops == (1 + D) * generic.forward_flops
     energy = explain(lambda x: NORMALISED(x).sum(1), X, trace="hutchinson", n_probes=2, of="laplacian")
     assert energy.flops == 3 * 3 * energy.forward_flops
+
+
+def test_a_trace_starts_at_the_narrowest_layer() -> None:
+    d, wide, narrow = 32, 24, 3
+    sizes = (d, wide, narrow, wide, d)
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())][:-1]
+    said = explain(nn.Sequential(*layers), torch.zeros(B, d))
+    loop = 2 * wide * d * wide  # W_1 W_4, from the weights
+    assert said.flops == said.forward_flops + 2 * B * narrow * wide * wide + loop
 
 
 def test_laplacians_in_pieces_are_taken_in_reverse_mode() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastscore.ops import _cpu_threads, _dispatch, mlp_tiles, noise
+from fastscore.ops.mlp_circuit import Around
 from fastscore.ops.mlp_curvature import Curvature
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
 from fastscore.ops.mlp_laplacian import Laplacian
@@ -27,6 +28,9 @@ from fastscore.reference.mlp import MLP, Shifts
 from fastscore.reference.philox import Stream
 
 Outputs = tuple[Tensor, ...]
+
+# Elements of the factors in `Tangents` that are shared by the batch, up to which they stay in a core's cache.
+_SHARED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,16 @@ class Problem:
                 return Curvature(mlp, draw, probes.count)
             last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
             return Quadratic(mlp, last, draw, probes.count, probes)
+        on_kernels = self.kernels(mlp, x) is not None
         if self.energy:
-            return Laplacian(mlp, shared=self.kernels(mlp, x) is not None)
+            return Laplacian(mlp, shared=on_kernels)
         first = mlp.weights[0] if weight is None else mlp.weights[0] @ weight
-        return Bilinear(mlp, first) if mlp.depth <= 2 else Tangents(mlp, first)
+        if mlp.depth <= 2:
+            return Bilinear(mlp, first)
+        circuit = reference.circuit(mlp, first.t())
+        shared = mlp.dim * max(mlp.weights[1].numel(), mlp.weights[-2].numel())
+        straight = circuit.start is None and shared <= _SHARED
+        return Tangents(mlp, first) if on_kernels or straight else Around(mlp, circuit)
 
     def kernels(self, mlp: MLP, x: Tensor) -> ModuleType | None:
         """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""

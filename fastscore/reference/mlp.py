@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,12 +128,58 @@ def inlet(mlp: MLP, weight: Tensor | None) -> Tensor:
     return first.mT if weight is None else (first @ weight).mT
 
 
+@dataclass(frozen=True)
+class Circuit:
+    """The products of a trace, in the order in which tangents go through them.
+
+    `tr(C J) = sum_k w_k X[k] . A_n ... A_2 (d_1 * E[k])` over the layers of `order`; the trace is cyclic, so the
+    tangents may start at any layer m, whose slopes are then the weights w, and pass `N = W_1 C W_{L+1}` on their way.
+
+    Attributes:
+        order: the layers, by their place in the network; n of them.
+        start: the layer whose slopes are the weights w; None for the input, and weights of 1.
+        entry: E, `[K, H_1]`.
+        exit: X, `[K, H_n]`.
+        edges: the weights between two layers of the order, n - 1 of them.
+    """
+
+    order: tuple[int, ...]
+    start: int | None
+    entry: Tensor
+    exit: Tensor
+    edges: tuple[Tensor, ...]
+
+    @property
+    def cost(self) -> int:
+        """Multiply-adds of a sample's trace."""
+        return self.entry.shape[-2] * sum(edge.numel() for edge in self.edges)
+
+
+def circuit(mlp: MLP, seeds: Tensor) -> Circuit:
+    """The cheapest circuit: K = D tangents of the input's features, or the H_m of a narrow layer.
+
+    Args:
+        mlp: the network, of two hidden layers or more.
+        seeds: `(W_1 C)'`, `[D, H_1]`, or `[B, D, H_1]`, which can only be where the circuit starts.
+    """
+    depth, last = mlp.depth, mlp.weights[-1]
+    straight = Circuit(tuple(range(depth)), None, seeds, last, mlp.weights[1:-1])
+    if depth == 2 or seeds.ndim == 3:
+        return straight
+    # The first of the narrowest layers has no residual: that would come from a layer as wide.
+    start = min(range(depth), key=mlp.widths.__getitem__)
+    order = (*range(start + 1, depth), *range(start))
+    into = ((last.mT @ seeds).mT, *mlp.weights[1:-1])  # what leads into each layer; N into the first
+    around = Circuit(order, start, into[order[0]].mT, into[start], tuple(into[layer] for layer in order[1:]))
+    return around if around.cost < straight.cost else straight
+
+
 def trace(mlp: MLP, slopes: list[Tensor], weight: Tensor | None = None) -> Tensor:
     """Return `tr(C J)`, `[B]`, from the slopes `d_l = phi'(z_l)`.
 
     One hidden layer: `d_1 . diag(W_1 C W_2)`. Two: `d_2' M d_1 + r_2 d_1 . diag(W_1 C W_3)` with
-    `M = W_2 * (W_1 C W_3)'`. More, or a C of each sample: the D tangents `T_l`, which meet on the layer below the last
-    the cotangents `W_{L+1} A_L`; the first and the last layer are shared by the batch, so the matrix products are as
+    `M = W_2 * (W_1 C W_3)'`. More, or a C of each sample: the K tangents of a circuit, which meet on the layer below
+    its last the cotangents `X A_n`; its first and last layer are shared by the batch, so the matrix products are as
     many as for tangents carried all the way.
     """
     seeds, last = inlet(mlp, weight), mlp.weights[-1]
@@ -142,12 +189,19 @@ def trace(mlp: MLP, slopes: list[Tensor], weight: Tensor | None = None) -> Tenso
             return slopes[0] @ loop.diagonal()
         total = (slopes[1] * F.linear(slopes[0], mlp.weights[1] * loop)).sum(-1)
         return total + slopes[0] @ loop.diagonal() if mlp.residuals[1] else total
-    tangents = seeds * slopes[0].unsqueeze(-2)
     if mlp.depth == 1:
-        return (tangents * last).sum((-2, -1))
-    tangents = lift(mlp, slopes, tangents, 0, mlp.depth - 2)
-    cotangents = (last * slopes[-1].unsqueeze(-2)) @ mlp.weights[-2]
-    return (tangents * (cotangents + last if mlp.residuals[-1] else cotangents)).sum((-2, -1))
+        return (seeds * slopes[0].unsqueeze(-2) * last).sum((-2, -1))
+    around = circuit(mlp, seeds)
+    first, *middle, final = around.order
+    tangents = around.entry * slopes[first].unsqueeze(-2)
+    if mlp.residuals[first]:
+        tangents = tangents + torch.eye(len(around.entry), dtype=seeds.dtype, device=seeds.device)
+    for layer, edge in zip(middle, around.edges, strict=False):
+        carried = F.linear(tangents, edge) * slopes[layer].unsqueeze(-2)
+        tangents = carried + tangents if mlp.residuals[layer] else carried
+    leaving = around.exit if around.start is None else around.exit * slopes[around.start].unsqueeze(-1)
+    cotangents = (leaving * slopes[final].unsqueeze(-2)) @ around.edges[-1]
+    return (tangents * (cotangents + leaving if mlp.residuals[final] else cotangents)).sum((-2, -1))
 
 
 def score_and_trace(mlp: MLP, x: Tensor, shifts: Shifts = (), *, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fastscore.ops import _cpu, _cpu_layers, mlp_passes, mlp_tiles
+from fastscore.ops import _cpu, _cpu_layers, mlp_functions, mlp_passes, mlp_tiles
 from fastscore.ops import mlp as ops
 from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
@@ -33,6 +33,11 @@ SHAPES = [
     (3, (2, 4, 3, 5), ()),
     (2, (3, 3, 3, 3, 3), (1, 2, 3)),
     (5, (3, 3, 3), (1, 2)),
+    (6, (5, 2, 4), ()),
+    (6, (5, 2, 2, 4), (2,)),
+    (7, (5, 5, 3, 2, 2), (1, 4)),
+    (7, (2, 2, 2, 5, 5, 5), (1, 2, 4, 5)),
+    (6, (6, 5, 5, 2), (2,)),
 ]
 KINDS = ("trace", "weighted", "quadratic", "weighted quadratic", "energy", "loss", "quadratic loss", "energy loss")
 SQUARE, TRACE = 0.7, -1.3
@@ -490,6 +495,14 @@ def test_threads_do_not_share_scratch():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("kind", ["trace", "weighted", "loss"])
+@pytest.mark.parametrize(("seed", "shape"), [(i, shape) for i, shape in enumerate(SHAPES) if len(shape[1]) > 2])
+def test_many_tangents_without_factors_shared_by_the_batch(monkeypatch, seed, shape, kind):
+    monkeypatch.setattr(mlp_functions, "_SHARED", 0)
+    case = Case(shape, kind, seed, batch=37)
+    assert_same(case, tuple(case.given()))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
