@@ -6,6 +6,7 @@ about (half precision computed in float32), so nothing has to be moved, and they
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -46,8 +47,11 @@ def _cholesky(name: str, covariance: Tensor) -> Tensor:
     return factor
 
 
-def _upcast(x: Tensor) -> Tensor:
+def _points(x: Tensor, dim: int) -> Tensor:
+    """Points `[B, dim]`, checked, in float32 or float64."""
     _checks.floating("x", x)
+    if x.dim() != 2 or x.shape[1] != dim:
+        raise ValueError(f"x must have shape [B, {dim}], got {list(x.shape)}")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -114,17 +118,46 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log-density `[B]` at x `[B, D]`."""
-        joint, _ = self._joint(_upcast(x))
+        joint, _ = self._joint(_points(x, self.dim))
         return torch.logsumexp(joint, dim=0).to(x.dtype)
 
     def score(self, x: Tensor) -> Tensor:
         """Score `grad log p` `[B, D]` at x `[B, D]`."""
-        wide = _upcast(x)
+        wide = _points(x, self.dim)
         joint, z = self._joint(wide)
         weighted = torch.softmax(joint, dim=0).unsqueeze(1) * z  # [K, D, B]
         _, inverse, _ = self._constants(wide)
         pulled = inverse * weighted if inverse.shape[-1] == 1 else inverse.mT @ weighted
         return -pulled.sum(0).t().to(x.dtype)
+
+    def smoothed(self, sigma: float) -> GaussianMixture:
+        """The law of x + sigma e, e ~ N(0, I): the mixture of N(m_k, S_k + sigma^2 I)."""
+        _checks.positive("sigma", sigma)
+        factor = self._factor
+        if factor.shape[-1] == 1:
+            spread = factor.squeeze(-1).square() + sigma**2
+        else:
+            spread = factor @ factor.mT + sigma**2 * torch.eye(self.dim, dtype=factor.dtype)
+        made = GaussianMixture(self._means, spread, self._weights)
+        made.dtype, made.device = self.dtype, self.device
+        made._ready = tuple(constant.to(self.device, self.dtype) for constant in made._exact)
+        return made
+
+    def noisy_score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Score `[B, D]` of the law of x + sigma e at x `[B, D]`, sigma `[B]`: what a denoiser learns.
+
+        A score function for `annealed_langevin_dynamics`. With S_k = Q_k diag(l_k) Q_k', the precision of a component
+        is Q_k diag(1 / (l_k + sigma^2)) Q_k'.
+        """
+        wide = _points(x, self.dim)
+        _checks.floating("sigma", sigma)
+        if sigma.shape != x.shape[:1]:
+            raise ValueError(f"sigma must have one number a row, shape {list(x.shape[:1])}, got {list(sigma.shape)}")
+        values, vectors = (part.to(wide) for part in self._spectrum)  # [K, D], [K, D, D]
+        along = vectors.mT @ (wide.t() - self._means.to(wide).unsqueeze(-1))  # [K, D, B]
+        spread = values.unsqueeze(-1) + sigma.to(wide).square()
+        joint = self._weights.log().to(wide)[:, None] - 0.5 * (along.square() / spread + spread.log()).sum(1)
+        return -(vectors @ (torch.softmax(joint, 0).unsqueeze(1) * along / spread)).sum(0).t().to(x.dtype)
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Independent draws `[n, D]`, a function of the seed alone (row b is chain b of the stream of initial states).
@@ -149,8 +182,6 @@ class GaussianMixture:
         Chains lie on the last axis: reductions over a few components then run over whole vector registers, which on a
         CPU is an order of magnitude faster than the other way round.
         """
-        if x.dim() != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must have shape [B, {self.dim}], got {list(x.shape)}")
         means, inverse, log_scale = self._constants(x)
         distance = x.t().contiguous() - means
         z = inverse * distance if inverse.shape[-1] == 1 else inverse @ distance
@@ -172,6 +203,13 @@ class GaussianMixture:
         if x.dtype == self.dtype and x.device == self.device:
             return self._ready
         return tuple(constant.to(x.device, x.dtype) for constant in self._exact)
+
+    @functools.cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """Variances `[K, D]` along the axes `[K, D, D]` (columns) of every component, float64."""
+        factor = self._factor if self._factor.shape[-1] == self.dim else torch.diag_embed(self._factor.squeeze(-1))
+        vectors, roots, _ = torch.linalg.svd(factor)
+        return roots.square(), vectors
 
     def _lipschitz(self) -> float | None:
         factor = self._factor
@@ -248,12 +286,12 @@ class DoubleWell:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log-density `[B]` at x `[B, D]`."""
-        wide = self._checked(x)
+        wide = _points(x, self.dim)
         return (-self.barrier * (wide.square() - 1).square() - self._log_normaliser).sum(1).to(x.dtype)
 
     def score(self, x: Tensor) -> Tensor:
         """Score `grad log p` `[B, D]` at x `[B, D]`."""
-        wide = self._checked(x)
+        wide = _points(x, self.dim)
         return (-4 * self.barrier * wide * (wide.square() - 1)).to(x.dtype)
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
@@ -273,9 +311,3 @@ class DoubleWell:
         below, above = self._distribution[left], self._distribution[left + 1]
         share = ((u - below) / (above - below)).nan_to_num(0.5)
         return torch.lerp(self._points[left], self._points[left + 1], share).to(torch.get_default_dtype())
-
-    def _checked(self, x: Tensor) -> Tensor:
-        wide = _upcast(x)
-        if x.dim() != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must have shape [B, {self.dim}], got {list(x.shape)}")
-        return wide

@@ -59,6 +59,35 @@ def test_mixture_score_is_the_gradient_of_log_prob(kind: str) -> None:
     torch.testing.assert_close(target.score(X), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_noise_adds_its_variance_to_every_component(kind: str) -> None:
+    target = targets.GaussianMixture(MEANS, COVARIANCES[kind], WEIGHTS)
+    sigmas = torch.linspace(0.1, 3.0, len(X), dtype=torch.float64)
+    for x, sigma, score in zip(X, sigmas, target.noisy_score(X, sigmas), strict=True):
+        known = targets.GaussianMixture(
+            MEANS, dense(COVARIANCES[kind]) + sigma**2 * torch.eye(D, dtype=torch.float64), WEIGHTS
+        )
+        torch.testing.assert_close(score, known.score(x[None])[0], rtol=1e-10, atol=1e-10)
+        smoothed = target.smoothed(float(sigma))
+        torch.testing.assert_close(smoothed.log_prob(x[None]), known.log_prob(x[None]), rtol=1e-10, atol=1e-10)
+    assert (smoothed.dtype, smoothed.device) == (target.dtype, target.device)
+    listed = targets.GaussianMixture([[0.1], [0.7]], 0.3).smoothed(0.2)
+    assert listed.sample(2, seed=1).dtype == listed.score(torch.zeros(1, 1)).dtype == torch.float32
+    half = target.noisy_score(X.half(), sigmas)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.double(), target.noisy_score(X, sigmas), rtol=2e-2, atol=2e-2)
+
+
+def test_noise_levels_are_checked() -> None:
+    target = targets.GaussianMixture(MEANS, 1.0)
+    with pytest.raises(ValueError, match=r"sigma must have one number a row, shape \[4\], got \[3\]"):
+        target.noisy_score(torch.zeros(4, D), torch.ones(3))
+    with pytest.raises(TypeError, match="sigma must be a tensor"):
+        target.noisy_score(torch.zeros(4, D), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sigma must be finite and > 0"):
+        target.smoothed(0.0)
+
+
 @pytest.mark.parametrize("covariance", [0.5, [0.2, 0.5, 2.0], spd(1, 5)[0]], ids=["number", "diagonal", "full"])
 def test_gaussian_against_scipy_and_the_textbook(covariance: object) -> None:
     target = targets.Gaussian(MEANS[0], covariance)

@@ -73,6 +73,7 @@ REGISTRY: dict[str, Function] = {
     "targets.Gaussian.log_prob": GAUSSIAN.log_prob,
     "targets.GaussianMixture.score": MIXTURE.score,
     "targets.GaussianMixture.log_prob": MIXTURE.log_prob,
+    "targets.GaussianMixture.noisy_score": lambda x: MIXTURE.noisy_score(x, x.new_full(x.shape[:1], 0.4)),
     "targets.DoubleWell.score": WELLS.score,
     "targets.DoubleWell.log_prob": WELLS.log_prob,
 }

@@ -46,7 +46,8 @@ def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
     return out
 
 
-def _threads(elements: int) -> int:
+def threads(elements: int) -> int:
+    """How many threads so many exponentials repay."""
     return min(torch.get_num_threads(), max(1, elements // _THREAD_ELEMENTS))
 
 
@@ -59,7 +60,7 @@ def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: i
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, _threads(out.numel()))
+    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, threads(out.numel()))
     return out
 
 
@@ -74,7 +75,7 @@ def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: in
         named = _cpu_build.key(seed, step, stream, first_chain)
         found.signs(_cpu_build.pointer(out), begin, end, ctypes.c_uint64(width), *named)
 
-    _cpu_build.parallel(run, n * -(-width // 128), BLOCK, _threads(out.numel()))
+    _cpu_build.parallel(run, n * -(-width // 128), BLOCK, threads(out.numel()))
     return out
 
 
@@ -97,7 +98,7 @@ def langevin_step(
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, _threads(x.numel()))
+    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, threads(x.numel()))
     return out
 
 
@@ -129,13 +130,19 @@ class Mixture:
         Returns:
             The states, or None where nothing compiled can make them.
         """
-        k, d = self.means.shape
-        constants = (
-            *map(ctypes.c_int, (k, d, self.inverse.dim() == 3)),
+        made = run_chains("mixture_chain", self.constants(), self.work(), x, step_sizes, temperatures, clamp, counters)
+        return self._plainly(x, step_sizes, temperatures, clamp, counters) if made is None and _plain(x) else made
+
+    def constants(self) -> tuple[object, ...]:
+        """What the kernels take it as."""
+        return (
+            *map(ctypes.c_int, (*self.means.shape, self.inverse.dim() == 3)),
             *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
         )
-        made = run_chains("mixture_chain", constants, k, x, step_sizes, temperatures, clamp, counters)
-        return self._plainly(x, step_sizes, temperatures, clamp, counters) if made is None and _plain(x) else made
+
+    def work(self) -> int:
+        """How many exponentials cost as much as one feature of the score."""
+        return len(self.means)
 
     def _plainly(
         self,
@@ -198,7 +205,7 @@ def run_chains(
         if failed:
             raise MemoryError(f"no memory for a block of {BLOCK} chains in {x.shape[1]} dimensions")
 
-    _cpu_build.parallel(run, x.shape[0], BLOCK, _threads(out.numel() * work * n_steps))
+    _cpu_build.parallel(run, x.shape[0], BLOCK, threads(out.numel() * work * n_steps))
     return out
 
 
@@ -212,5 +219,5 @@ def run_rows(name: str, constants: tuple[object, ...], work: int, x: Tensor) -> 
         if getattr(found, name)(*map(_cpu_build.pointer, (x, out)), *map(ctypes.c_uint64, rows), *constants):
             raise MemoryError(f"no memory for a block of {BLOCK} rows of {x.shape[1]} features")
 
-    _cpu_build.parallel(run, x.shape[0], BLOCK, _threads(out.numel() * work))
+    _cpu_build.parallel(run, x.shape[0], BLOCK, threads(out.numel() * work))
     return out

@@ -41,14 +41,15 @@ class Network:
     ) -> Tensor | None:
         """Steps of every row of x `[B, D]`, as `_cpu_chain.Mixture.chain`."""
         return _cpu_chain.run_chains(
-            "network_chain", self._constants(), self._work(), x, step_sizes, temperatures, clamp, counters
+            "network_chain", self.constants(), self.work(), x, step_sizes, temperatures, clamp, counters
         )
 
     def value(self, x: Tensor) -> Tensor | None:
         """The value at every row of x, `[B, D]`."""
-        return _cpu_chain.run_rows("network_value", self._constants(), self._work(), x)
+        return _cpu_chain.run_rows("network_value", self.constants(), self.work(), x)
 
-    def _constants(self) -> tuple[object, ...]:
+    def constants(self) -> tuple[object, ...]:
+        """What the kernels take it as."""
         layers, rows = len(self.kinds), self.shifts if self.scales is None else self.scales
         return (
             ctypes.c_int(layers),
@@ -59,7 +60,7 @@ class Network:
             ctypes.c_uint64(0 if rows is None else rows.shape[1]),
         )
 
-    def _work(self) -> int:
+    def work(self) -> int:
         """How many exponentials cost as much as one feature of the value."""
         return max(1, self.panels.numel() // (16 * self.sizes[0]))
 

@@ -12,8 +12,10 @@ from fastscore import _checks
 from fastscore.ops import _cpu_network
 from fastscore.ops._cpu_chain import REPAYS, Mixture, expect
 from fastscore.ops._cpu_forward import forward
+from fastscore.ops._cpu_target import DoubleWell as DoubleWellSource
+from fastscore.ops._cpu_target import Source
 from fastscore.reader import Reading, read
-from fastscore.targets import GaussianMixture
+from fastscore.targets import DoubleWell, GaussianMixture
 
 _COMPILED_ROWS = 128  # below these, packing a network's weights for one step costs more than its own forward pass
 _TILED_ROWS = 1 << 15  # below these a network's own forward pass is as fast as one in tiles
@@ -33,25 +35,35 @@ def evaluate(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Tensor:
     return _checks.evaluate(score_fn, x, cond)
 
 
-def compiled(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Mixture | _cpu_network.Network | None:
+def compiled(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Source | None:
     """What compiled code makes the chains from x of, whatever their length; None where it does not.
 
     A network is read and packed anew at every call: its weights may have changed.
     """
     if x.dim() != 2 or x.dtype != torch.float32:
         return None
-    if cond is None and (target := _mixture(score_fn, x)) is not None:
+    if cond is None and (target := _target(score_fn, "score", x)) is not None:
         return target
     reading = _network(score_fn, x, cond)
     return None if reading is None else _packed(reading, x)
 
 
-def level(score_fn: _checks.Score, x: Tensor, sigma: float) -> _cpu_network.Network | None:
-    """A network told its noise level, the same for all rows, as `compiled`."""
+def level(score_fn: _checks.Score, x: Tensor, sigma: float) -> Mixture | _cpu_network.Network | None:
+    """A smoothed mixture, or a network told its noise level, the same for all rows, as `compiled`."""
     if x.dim() != 2 or x.dtype != torch.float32:
         return None
+    if (mixture := _owner(score_fn, "noisy_score", x)) is not None:
+        return _mixture(mixture.smoothed(sigma))
     reading = _network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype))
     return None if reading is None else _packed(reading, x, rows=1)
+
+
+def density(log_prob: Any, score_fn: Any, x: Tensor) -> Source | None:
+    """The target whose own `log_prob` this is, and its own `score` if one is given, as `compiled`."""
+    if x.dim() != 2 or x.dtype != torch.float32 or (target := _target(log_prob, "log_prob", x)) is None:
+        return None
+    own = score_fn is None or _owner(score_fn, "score", x) is log_prob.__self__
+    return target if own else None
 
 
 def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: int) -> None:
@@ -60,7 +72,8 @@ def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: i
     Those that run as a whole in compiled code do, whatever their length: a long run and its parts are then the same
     bits.
     """
-    whole = _mixture(score_fn, x) is not None or _network(score_fn, x, cond) is not None
+    analytic = any(_owner(score_fn, name, x) is not None for name in ("score", "noisy_score", "log_prob"))
+    whole = analytic or _network(score_fn, x, cond) is not None
     expect(x, REPAYS if whole else n_steps * x.numel())
 
 
@@ -77,17 +90,28 @@ def _packed(reading: Reading, x: Tensor, rows: int | None = None) -> _cpu_networ
     return _cpu_network.pack(reading.mlp, x, shifts, [None if c is None else c[:rows] for c in scales])
 
 
-def _mixture(score_fn: Any, x: Tensor) -> Mixture | None:
-    """The constants of the mixture whose own `score` this is, if its chains can run from float32 x on a CPU."""
-    owner = getattr(score_fn, "__self__", None)
-    if not isinstance(score_fn, types.MethodType) or not isinstance(owner, GaussianMixture):
+def _owner(method: Any, name: str, x: Tensor) -> Any:
+    """The target in closed form whose method `name` this is, if its chains can run from float32 x on a CPU."""
+    owner = getattr(method, "__self__", None)
+    if not isinstance(method, types.MethodType) or not isinstance(owner, (GaussianMixture, DoubleWell)):
         return None
-    if score_fn.__func__ is not GaussianMixture.score or x.dtype != torch.float32 or x.device.type != "cpu":
+    kind = GaussianMixture if isinstance(owner, GaussianMixture) else DoubleWell
+    if method.__func__ is not getattr(kind, name, None) or x.dtype != torch.float32 or x.device.type != "cpu":
         return None
-    if x.dim() != 2 or x.shape[1] != owner.dim:
-        return None
-    means, inverse, log_scale = (constant.float() for constant in owner._exact)
-    inverse = inverse.expand(-1, owner.dim, -1)
+    return owner if x.dim() == 2 and x.shape[1] == owner.dim else None
+
+
+def _target(method: Any, name: str, x: Tensor) -> Mixture | DoubleWellSource | None:
+    owner = _owner(method, name, x)
+    if isinstance(owner, DoubleWell):
+        return DoubleWellSource(owner.dim, owner.barrier, owner._log_normaliser)
+    return None if owner is None else _mixture(owner)
+
+
+def _mixture(target: GaussianMixture) -> Mixture:
+    """The constants of a mixture for the kernels."""
+    means, inverse, log_scale = (constant.float() for constant in target._exact)
+    inverse = inverse.expand(-1, target.dim, -1)
     return Mixture(
         means.squeeze(-1).contiguous(),
         (inverse.squeeze(-1) if inverse.shape[-1] == 1 else inverse).contiguous(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,12 @@ def as_tensor(name: str, value: float | Tensor, x: Tensor) -> Tensor:
         wanted = "0-dim" if name != "step_size" else f"0-dim or of the event's shape {list(x.shape[1:])}"
         raise ValueError(f"{name} must be a number or a tensor that is {wanted}, got shape {list(value.shape)}")
     return value
+
+
+def table(name: str, schedule: Callable[[int], float | Tensor], steps: range, x: Tensor) -> Tensor:
+    """The values at some steps, `[n, 1]`, or `[n, D]` of step sizes a feature, in the dtype that x is computed in."""
+    rows = [as_tensor(name, schedule(step), x) for step in steps]
+    return torch.stack(rows).view(len(steps), -1).to(computed(x.dtype))
 
 
 def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import Stream, resolve_seed
+from fastscore.ops import _cpu_target
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed, uniform
 from fastscore.samplers import chain
-from fastscore.samplers.arguments import as_tensor, prepare
+from fastscore.samplers.analytic import announce, density
+from fastscore.samplers.arguments import as_tensor, prepare, table
 
 LogProb = Callable[[Tensor], Tensor]
 
@@ -60,6 +62,8 @@ class Mala:
 
     def step(self, state: MalaState, k: int) -> MalaState:
         """Step number k."""
+        if (made := self.advance(state, k, 1)) is not None:
+            return made
         x, log_prob, score, accepted = state
         a = as_tensor("step_size", self.step_size(k), x).to(x.dtype)
         one = torch.ones((), dtype=x.dtype, device=x.device)
@@ -78,8 +82,20 @@ class Mala:
             accepted + accept,
         )
 
+    def advance(self, state: MalaState, k: int, n: int) -> MalaState | None:
+        """Steps k to k + n - 1 at once, where compiled code has the density."""
+        if (target := self._target(state.x)) is None:
+            return None
+        a = table("step_size", self.step_size, range(k, k + n), state.x).expand(n, state.x.shape[1]).contiguous()
+        return MalaState(*target.mala(state, a, (self.seed, k, self.first_chain)))
+
+    def _target(self, x: Tensor) -> _cpu_target.Target | None:
+        return _cpu_target.of(density(self.log_prob, self.score_fn, x), x) if self.dtype == torch.float32 else None
+
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p `[B]` and its gradient at x, in x's dtype."""
+        if (target := self._target(x)) is not None:
+            return target.density(x)
         point = x.to(self.dtype)
         if self.score_fn is not None:
             return _values(self.log_prob, point).to(x.dtype), _checks.evaluate(self.score_fn, point).to(x.dtype)
@@ -179,6 +195,7 @@ def mala(
     algorithm = Mala(
         log_prob, step_size=step_size, score_fn=score_fn, seed=seed, first_chain=first_chain, dtype=x.dtype
     )
+    announce(algorithm.log_prob, x, None, n_steps)
     state, output = chain.run_chain(algorithm, x, run)
     if not isinstance(output, Tensor):
         output[1]["acceptance_rate"] = state.accepted / max(1, n_steps)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import Stream, resolve_seed
+from fastscore.ops import _cpu_target
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
-from fastscore.samplers.analytic import evaluate
-from fastscore.samplers.arguments import as_tensor, prepare
+from fastscore.samplers.analytic import announce, compiled, evaluate
+from fastscore.samplers.arguments import as_tensor, prepare, table
 
 
 class UnderdampedState(NamedTuple):
@@ -57,18 +58,37 @@ class Underdamped:
 
     def step(self, state: UnderdampedState, k: int) -> UnderdampedState:
         """Step number k."""
+        if (made := self.advance(state, k, 1)) is not None:
+            return made
         x, v, score = state
         a = as_tensor("step_size", self.step_size(k), x).to(x.dtype)
-        t = as_tensor("temperature", self.temperature(k), x).to(x.dtype)
-        v = v + 0.5 * a * score
-        x = x + 0.5 * a * v
-        keep, renew = torch.exp(-self.friction * a), torch.sqrt(-torch.expm1(-2.0 * self.friction * a) * t)
+        half, keep, renew = self._factors(a, as_tensor("temperature", self.temperature(k), x).to(x.dtype))
+        v = v + half * score
+        x = x + half * v
         v = keep * v + renew * self._normal(x, Stream.LANGEVIN, k)
-        x = x + 0.5 * a * v
+        x = x + half * v
         score = self._score(x)
-        return UnderdampedState(x, v + 0.5 * a * score, score)
+        return UnderdampedState(x, v + half * score, score)
+
+    def advance(self, state: UnderdampedState, k: int, n: int) -> UnderdampedState | None:
+        """Steps k to k + n - 1 at once, where compiled code has the score."""
+        x, steps = state.x, range(k, k + n)
+        if (target := self._target(x)) is None:
+            return None
+        a = table("step_size", self.step_size, steps, x).expand(n, x.shape[1]).contiguous()
+        factors = self._factors(a, table("temperature", self.temperature, steps, x))
+        return UnderdampedState(*target.underdamped(state, *factors, (self.seed, k, self.first_chain)))
+
+    def _factors(self, a: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a / 2, c = exp(-gamma a) and sqrt((1 - c^2) T)."""
+        return 0.5 * a, torch.exp(-self.friction * a), torch.sqrt(-torch.expm1(-2.0 * self.friction * a) * t)
+
+    def _target(self, x: Tensor) -> _cpu_target.Target | None:
+        return _cpu_target.of(compiled(self.score_fn, x, self.cond), x) if self.dtype == torch.float32 else None
 
     def _score(self, x: Tensor) -> Tensor:
+        if (target := self._target(x)) is not None:
+            return target.value(x)
         return evaluate(self.score_fn, x.to(self.dtype), self.cond).to(x.dtype)
 
     def _normal(self, x: Tensor, stream: Stream, k: int) -> Tensor:
@@ -171,6 +191,7 @@ def underdamped_langevin(
         first_chain=first_chain,
         dtype=x.dtype,
     )
+    announce(score_fn, x, cond, n_steps)
     with torch.no_grad():
         start = algorithm.init(x, velocity)
     state, output = chain.run_chain(algorithm, x, run, state=start)

@@ -1,0 +1,266 @@
+"""Targets in C, the last part of the source: one object for every score, and algorithms that run whole chains on it.
+
+A `Target` is a source of scores with, where it is known, its log density; a function for each kind fills one in, and
+the algorithms below take any. The bits of a chain do not depend on the batch it is in nor on how its steps are cut.
+"""
+
+TARGETS = r"""
+/* A source of scores of its own constants, the scratch it works in, and log p of the W states x, or null. */
+typedef struct Target {
+  Source source; size_t work; void (*log_prob)(const struct Target *, const float *x, float *work, float *value);
+  union { Mixture mixture; Network network; struct { float barrier, log_normaliser; } wells; } of;
+} Target;
+
+/* log(x) of a normal number x > 0: -2 log(1 + f) = f P(f), as the noise has it. */
+static inline float logarithm(float x) {
+  const int32_t u = (int32_t)as_bits(x), exponent = (u - 0x3F3504F3) & -0x800000;
+  const float f = as_float((u32)(u - exponent)) - 1.0f;
+  float p = 0.20213528246422405f;
+  p = p * f + -0.32445048767948886f;
+  p = p * f + 0.34501696392269265f;
+  p = p * f + -0.3980034641012609f;
+  p = p * f + 0.499398165516169f;
+  p = p * f + -0.6667011735653527f;
+  p = p * f + 1.0000073026645644f;
+  p = p * f + -1.9999998906458825f;
+  return (float)exponent * (float)(0.6931471805599453 * 0x1p-23) - 0.5f * (p * f);
+}
+
+static inline int infinite_or_nan(float x) { return (as_bits(x) & 0x7F800000u) == 0x7F800000u; }
+
+/* logsumexp_k(c_k - 1/2 |L_k^-1 (x - m_k)|^2). */
+static void mixture_log_prob(const Target *target, const float *x, float *restrict logits, float *restrict value) {
+  const Mixture *m = &target->of.mixture;
+  const int D = target->source.dim;
+  float top[W], total[W];
+  for (int i = 0; i < W; i++) { top[i] = -INFINITY; total[i] = 0.0f; }
+  for (int k = 0; k < m->n_components; k++) {
+    const float *mean = m->means + (size_t)k * D;
+    float *logit = logits + (size_t)k * W, square[W], z[W];
+    memset(square, 0, sizeof square);
+    for (int d = 0; d < D; d++) {
+      if (m->full) {
+        const float *inverse = m->inverse + ((size_t)k * D + d) * D;
+        memset(z, 0, sizeof z);
+        for (int j = 0; j <= d; j++)
+          for (int i = 0; i < W; i++) z[i] += inverse[j] * (x[j * W + i] - mean[j]);
+      } else {
+        const float inverse = m->inverse[(size_t)k * D + d];
+        for (int i = 0; i < W; i++) z[i] = inverse * (x[d * W + i] - mean[d]);
+      }
+      for (int i = 0; i < W; i++) square[i] += z[i] * z[i];
+    }
+    for (int i = 0; i < W; i++) {
+      logit[i] = m->log_scale[k] - 0.5f * square[i];
+      top[i] = logit[i] <= top[i] ? top[i] : logit[i]; /* a NaN goes through */
+    }
+  }
+  for (int k = 0; k < m->n_components; k++)
+    for (int i = 0; i < W; i++) total[i] += exponential(logits[(size_t)k * W + i] - top[i]);
+  for (int i = 0; i < W; i++) value[i] = infinite_or_nan(top[i]) ? top[i] : top[i] + logarithm(total[i]);
+}
+
+/* -4 b x (x^2 - 1) in every coordinate. */
+static void double_well_score(const Source *source, u64 row, int n, const float *x, float *work, float *restrict s) {
+  const float slope = -4.0f * *(const float *)source->constants;
+  (void)row, (void)n, (void)work;
+  for (int j = 0; j < source->dim * W; j++) s[j] = slope * x[j] * (x[j] * x[j] - 1.0f);
+}
+
+/* -sum_d (b (x_d^2 - 1)^2 + log Z). */
+static void double_well_log_prob(const Target *target, const float *x, float *work, float *restrict value) {
+  (void)work;
+  memset(value, 0, W * sizeof(float));
+  for (int d = 0; d < target->source.dim; d++)
+    for (int i = 0; i < W; i++) {
+      const float y = x[d * W + i] * x[d * W + i] - 1.0f;
+      value[i] += -target->of.wells.barrier * (y * y) - target->of.wells.log_normaliser;
+    }
+}
+
+size_t target_size(void) { return sizeof(Target); }
+
+void mixture_target(Target *to, int n_components, int dim, int full, const float *means, const float *inverse,
+                    const float *log_scale) {
+  to->of.mixture = (Mixture){n_components, full, means, inverse, log_scale};
+  to->source = (Source){mixture_score, dim, &to->of.mixture};
+  to->work = (size_t)n_components * (size_t)(dim + 1) * W;
+  to->log_prob = mixture_log_prob;
+}
+
+void double_well_target(Target *to, int dim, float barrier, float log_normaliser) {
+  to->of.wells.barrier = barrier; to->of.wells.log_normaliser = log_normaliser;
+  to->source = (Source){double_well_score, dim, &to->of.wells.barrier};
+  to->work = 0;
+  to->log_prob = double_well_log_prob;
+}
+
+void network_target(Target *to, int n_layers, const int *sizes, const int *kinds, const int *residuals,
+                    const float *packed, const float *shifts, const float *scales, u64 rows) {
+  int widest = 0;
+  for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
+  to->of.network = (Network){n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
+  to->source = (Source){network_score, sizes[0], &to->of.network};
+  to->work = 2 * (size_t)widest * G;
+  to->log_prob = 0;
+}
+
+/* Rows row, ... of x [*, dim], features first; the last of n rows is repeated. */
+static void take(const float *x, u64 row, int n, int dim, float *restrict block) {
+  for (int i = 0; i < W; i++)
+    for (int d = 0; d < dim; d++) block[d * W + i] = x[(row + (u64)(i < n ? i : n - 1)) * dim + d];
+}
+
+static void give(const float *restrict block, u64 row, int n, int dim, float *x) {
+  for (int i = 0; i < n; i++)
+    for (int d = 0; d < dim; d++) x[(row + (u64)i) * dim + d] = block[d * W + i];
+}
+
+/* e = normals [dim][W] of the chains. */
+static void normal_block(Key key, const u64 *chain, int dim, float *restrict e) {
+  const int groups = (dim + 3) / 4, n_lanes = dim < 4 ? dim : 4;
+  u64 group[W];
+  float made[4 * W];
+  for (int g = 0; g < groups; g++) {
+    for (int i = 0; i < W; i++) group[i] = (u64)g;
+    normals(key, chain, group, n_lanes, made);
+    for (int lane = 0, d = g; lane < n_lanes && d < dim; lane++, d += groups)
+      memcpy(e + (size_t)d * W, made + lane * W, W * sizeof(float));
+  }
+}
+
+/* Langevin steps towards any target, as `chains`. */
+int target_chain(float *x, u64 begin, u64 end, int n_steps, const float *a, const float *c, int clamp, float low,
+                 float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, const Target *target) {
+  return chains(&target->source, target->work, x, begin, end, n_steps, a, c, clamp, low, high, k0, k1, step, stream,
+                first_chain);
+}
+
+/* The score at rows [begin, end) of x, to s, and log p, to value, if that is not null; returns as `chains`. */
+int target_value(const float *x, float *s, float *value, u64 begin, u64 end, const Target *target) {
+  const int dim = target->source.dim;
+  float *state = scratch((2 * (size_t)dim + 1) * W + target->work);
+  if (!state) return 1;
+  float *score = state + (size_t)dim * W, *log_prob = score + (size_t)dim * W, *work = log_prob + W;
+  for (u64 row = begin; row < end; row += W) {
+    const int n = end - row < W ? (int)(end - row) : W;
+    take(x, row, n, dim, state);
+    target->source.score(&target->source, row, n, state, work, score);
+    give(score, row, n, dim, s);
+    if (!value) continue;
+    target->log_prob(target, state, work, log_prob);
+    memcpy(value + row, log_prob, (size_t)n * sizeof(float));
+  }
+  free(state);
+  return 0;
+}
+
+/* n_steps of BAOAB: rows [begin, end) of positions x, velocities v and the scores s at x; half = a / 2, keep =
+   exp(-gamma a) and renew = sqrt((1 - keep^2) T) are [n_steps, dim]; returns as `chains`. */
+int underdamped_chain(float *x, float *v, float *s, u64 begin, u64 end, int n_steps, const float *half,
+                      const float *keep, const float *renew, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain,
+                      const Target *target) {
+  const int dim = target->source.dim;
+  const size_t size = (size_t)dim * W;
+  float *position = scratch(4 * size + target->work);
+  if (!position) return 1;
+  float *velocity = position + size, *score = velocity + size, *e = score + size, *work = e + size;
+  u64 chain[W];
+  for (u64 row = begin; row < end; row += W) {
+    const int n = end - row < W ? (int)(end - row) : W;
+    for (int i = 0; i < W; i++) chain[i] = first_chain + row + (u64)i;
+    take(x, row, n, dim, position); take(v, row, n, dim, velocity); take(s, row, n, dim, score);
+    for (int k = 0; k < n_steps; k++) {
+      normal_block((Key){k0, k1, step + (u32)k, stream}, chain, dim, e);
+      for (int d = 0; d < dim; d++) {
+        const size_t at = (size_t)k * dim + d;
+        const float h = half[at], kept = keep[at], renewed = renew[at];
+        float *xd = position + d * W, *vd = velocity + d * W, *sd = score + d * W, *ed = e + d * W;
+        for (int i = 0; i < W; i++) {
+          const float kicked = vd[i] + h * sd[i], drifted = xd[i] + h * kicked;
+          vd[i] = kept * kicked + renewed * ed[i];
+          xd[i] = drifted + h * vd[i];
+        }
+      }
+      target->source.score(&target->source, row, n, position, work, score);
+      for (int d = 0; d < dim; d++) {
+        const float h = half[(size_t)k * dim + d];
+        for (int i = 0; i < W; i++) velocity[d * W + i] += h * score[d * W + i];
+      }
+    }
+    give(position, row, n, dim, x); give(velocity, row, n, dim, v); give(score, row, n, dim, s);
+  }
+  free(position);
+  return 0;
+}
+
+/* Whether log p is NaN or +inf, or finite with a score that is not: the density is no number there. */
+static void undefined(int dim, const float *restrict log_prob, const float *restrict score, u32 *restrict lost) {
+  u32 steep[W] = {0};
+  for (int d = 0; d < dim; d++)
+    for (int i = 0; i < W; i++) steep[i] |= (u32)infinite_or_nan(score[d * W + i]);
+  for (int i = 0; i < W; i++)
+    lost[i] |= (u32)(log_prob[i] != log_prob[i]) | (u32)(log_prob[i] == INFINITY) |
+               (steep[i] & (u32)!infinite_or_nan(log_prob[i]));
+}
+
+/* value -= sum_d (to - from - a score)^2 / (4 a): a logarithm of the density of a proposal, up to a constant. */
+static void transition(int dim, const float *a, const float *restrict from, const float *restrict score,
+                       const float *restrict to, float *restrict value) {
+  memset(value, 0, W * sizeof(float));
+  for (int d = 0; d < dim; d++)
+    for (int i = 0; i < W; i++) {
+      const float y = (to[d * W + i] - from[d * W + i]) - a[d] * score[d * W + i];
+      value[i] -= y * y / (4.0f * a[d]);
+    }
+}
+
+/* n_steps of the Metropolis-adjusted Langevin algorithm: rows [begin, end) of states x with their log p, scores s and
+   numbers of proposals accepted; a and c = sqrt(2 a) are [n_steps, dim], `uniforms` the stream of the acceptances;
+   returns as `chains`. */
+int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, u64 end, int n_steps, const float *a,
+               const float *c, u32 uniforms, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain,
+               const Target *target) {
+  const int dim = target->source.dim;
+  const size_t size = (size_t)dim * W;
+  float *state = scratch(5 * size + target->work);
+  if (!state) return 1;
+  float *score = state + size, *to = score + size, *to_score = to + size, *e = to_score + size, *work = e + size;
+  float p[W], to_p[W], count[W], forth[W], back[W];
+  u32 w[4 * W];
+  u64 chain[W], group[W] = {0};
+  for (u64 row = begin; row < end; row += W) {
+    const int n = end - row < W ? (int)(end - row) : W;
+    for (int i = 0; i < W; i++) chain[i] = first_chain + row + (u64)i;
+    take(x, row, n, dim, state); take(s, row, n, dim, score);
+    take(log_prob, row, n, 1, p); take(accepted, row, n, 1, count);
+    for (int k = 0; k < n_steps; k++) {
+      const float *ak = a + (size_t)k * dim, *ck = c + (size_t)k * dim;
+      normal_block((Key){k0, k1, step + (u32)k, stream}, chain, dim, e);
+      for (int d = 0; d < dim; d++)
+        for (size_t j = (size_t)d * W; j < (size_t)(d + 1) * W; j++) to[j] = state[j] + ak[d] * score[j] + ck[d] * e[j];
+      target->source.score(&target->source, row, n, to, work, to_score);
+      target->log_prob(target, to, work, to_p);
+      transition(dim, ak, state, score, to, forth);
+      transition(dim, ak, to, to_score, state, back);
+      words((Key){k0, k1, step + (u32)k, uniforms}, chain, group, w);
+      u32 accept[W], lost[W] = {0};
+      undefined(dim, p, score, lost);
+      undefined(dim, to_p, to_score, lost);
+      for (int i = 0; i < W; i++)
+        accept[i] = logarithm(((float)w[i] + 0.5f) * 0x1p-32f) <= to_p[i] - p[i] + back[i] - forth[i];
+      for (int d = 0; d < dim; d++)
+        for (int i = 0; i < W; i++) {
+          const size_t j = (size_t)d * W + i;
+          state[j] = lost[i] ? NAN : (accept[i] ? to[j] : state[j]);
+          score[j] = accept[i] ? to_score[j] : score[j];
+        }
+      for (int i = 0; i < W; i++) { p[i] = accept[i] ? to_p[i] : p[i]; count[i] += (float)accept[i]; }
+    }
+    give(state, row, n, dim, x); give(score, row, n, dim, s);
+    give(p, row, n, 1, log_prob); give(count, row, n, 1, accepted);
+  }
+  free(state);
+  return 0;
+}
+"""

@@ -1,0 +1,240 @@
+"""BAOAB, MALA, ladders and double wells in compiled code: the generic chains' states, the same bits for every cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastscore
+from fastscore import noise, targets
+from fastscore.ops import _cpu_build, _cpu_target
+from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic
+
+EYE = torch.eye(3, dtype=torch.float64)
+TARGETS: dict[str, Any] = {
+    "ring": targets.GaussianMixture.ring(),
+    "each": targets.GaussianMixture([[0.0], [3.0], [-2.0]], [0.3, 0.5, 2.0], [1.0, 2.0, 3.0]),
+    "full": targets.GaussianMixture(
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), (EYE + 0.3).expand(5, 3, 3)
+    ),
+    "gaussian": targets.Gaussian([1.0, -1.0, 0.0, 2.0, 3.0], [0.2, 0.5, 1.0, 2.0, 0.1]),
+    "wells": targets.DoubleWell(6, barrier=0.5),
+}
+SIGMAS = [1.0, 0.6, 0.3]
+Run = Callable[..., Any]
+
+
+def und(score: Any, log_prob: Any, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
+    return fastscore.underdamped_langevin(score, x, **{"step_size": 0.05, "n_steps": n_steps, "seed": 5} | options)
+
+
+def corrected(score: Any, log_prob: Any, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
+    settings = {"score_fn": score, "step_size": 0.02, "n_steps": n_steps, "seed": 5}
+    return fastscore.mala(log_prob, x, **settings | options)
+
+
+def plain(score: Any, log_prob: Any, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
+    return fastscore.langevin_dynamics(score, x, **{"step_size": 0.005, "n_steps": n_steps, "seed": 5} | options)
+
+
+SAMPLERS: dict[str, Run] = {"underdamped": und, "mala": corrected, "langevin": plain}
+algorithms = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+towards = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    if _cpu_build.library(build=True) is None:
+        pytest.skip("no C compiler")
+
+
+def start(target: Any, n: int = 100) -> Tensor:
+    return 1.5 * noise.normal((n, target.dim), seed=0, stream=5)
+
+
+def count_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of steps of the runs that a kernel makes from now on."""
+    seen: list[int] = []
+    run, chain = _cpu_target.Target._run, _cpu_target.DoubleWell.chain
+
+    def counted(self: Any, name: str, state: Any, factors: Any, *rest: Any) -> Any:
+        seen.append(len(factors[0]))
+        return run(self, name, state, factors, *rest)
+
+    def counted_chain(self: Any, x: Tensor, step_sizes: Tensor, *rest: Any) -> Any:
+        seen.append(len(step_sizes))
+        return chain(self, x, step_sizes, *rest)
+
+    monkeypatch.setattr(_cpu_target.Target, "_run", counted)
+    monkeypatch.setattr(_cpu_target.DoubleWell, "chain", counted_chain)
+    return seen
+
+
+@towards
+@algorithms
+def test_chains_are_the_generic_ones(sampler: Run, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = count_chains(monkeypatch)
+    x = start(target)
+    options: dict[str, Any] = {
+        "step_size": lambda k: 0.05 / (1 + k) * torch.linspace(0.5, 1, target.dim),
+        "first_chain": 2**32 - 50,
+    }
+    if sampler is not und:
+        options["first_step"] = 17
+    if sampler is not corrected:
+        options["temperature"] = lambda k: 1.0 / (1 + k)
+    generic = sampler(lambda x: target.score(x), lambda x: target.log_prob(x), x, **options)
+    assert not seen
+    made = sampler(target.score, target.log_prob, x, **options)
+    assert seen == [30] or not isinstance(target, targets.DoubleWell)
+    torch.testing.assert_close(made, generic, rtol=4e-5, atol=4e-5)
+
+
+@towards
+@algorithms
+def test_chains_have_the_same_bits_however_they_are_cut(sampler: Run, target: Any) -> None:
+    run = partial(sampler, target.score, target.log_prob)
+    x = start(target)
+    path = run(x, return_trajectory=True)
+    assert torch.equal(run(x), path[:, -1])
+    assert torch.equal(run(x, thin=7, burn_in=2, return_trajectory=True), path[:, 2:][:, 6::7])
+    half, found = run(x, 13, return_diagnostics=True)
+    more = {"velocity": found["velocity"]} if sampler is und else {}
+    assert torch.equal(run(half, 17, first_step=13, **more), path[:, -1])
+    parts = [run(part, first_chain=first) for part, first in zip(x.split([1, 64, 35]), (0, 1, 65), strict=True)]
+    assert torch.equal(torch.cat(parts), path[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "run"),
+    [
+        (Underdamped(TARGETS["ring"].score, step_size=0.05, seed=5), und),
+        (Mala(TARGETS["ring"], step_size=0.02, seed=5), corrected),
+        (Langevin(TARGETS["wells"].score, step_size=0.005, seed=5), plain),
+    ],
+    ids=SAMPLERS,
+)
+def test_single_steps_have_the_same_bits(algorithm: Any, run: Run) -> None:
+    target = TARGETS["wells" if run is plain else "ring"]
+    state = algorithm.init(start(target))
+    for k in range(30):
+        state = algorithm.step(state, k)
+    assert torch.equal(state.x, run(target.score, target.log_prob, start(target)))
+
+
+@algorithms
+@pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
+def test_a_bad_chain_is_found_inside_a_leap(sampler: Run, policy: str) -> None:
+    target = TARGETS["wells" if sampler is plain else "ring"]
+    run = partial(sampler, target.score, target.log_prob)
+    x = noise.normal((100, target.dim), seed=0, stream=5)
+    clean = run(x[:70], 600)
+    x[70, 1] = torch.nan if sampler is corrected else 1e30
+    if policy == "raise":
+        with pytest.raises(fastscore.NonFiniteError, match="chain 75 is not finite after step 0"):
+            run(x, 600, first_chain=5)
+        return
+    found, diagnostics = run(x, 600, on_nonfinite=policy, return_diagnostics=True, thin=600)
+    assert torch.equal(found[:70], clean)
+    if policy == "freeze":
+        assert torch.equal(found[70], x[70]) or (sampler is corrected and bool(found[70].isnan().any()))
+    assert int(diagnostics["first_nonfinite"][70]) == (0 if policy == "freeze" else -1)
+
+
+@pytest.mark.parametrize("value", [1e25, 3e38])
+def test_mala_refuses_to_leave_for_where_nothing_is(value: float) -> None:
+    """Where every component's logarithm overflows the density is 0: generic and compiled chains agree on that, too."""
+    target = TARGETS["ring"]
+    x = torch.zeros(3, 2)
+    x[1] = value
+    made = corrected(target.score, target.log_prob, x, on_nonfinite="ignore", return_diagnostics=True)
+    generic = corrected(
+        lambda x: target.score(x), lambda x: target.log_prob(x), x, on_nonfinite="ignore", return_diagnostics=True
+    )
+    torch.testing.assert_close(made[0], generic[0], rtol=4e-5, atol=4e-5, equal_nan=True)
+    assert torch.equal(made[1]["acceptance_rate"], generic[1]["acceptance_rate"])
+
+
+def test_mala_takes_a_target_a_method_and_its_own_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, other = TARGETS["ring"], targets.GaussianMixture.ring()
+    seen, x = count_chains(monkeypatch), start(target)
+    made = fastscore.mala(target, x, step_size=0.02, n_steps=9, seed=5)
+    assert torch.equal(fastscore.mala(target.log_prob, x, step_size=0.02, n_steps=9, seed=5), made)
+    assert seen == [9, 9]
+    fastscore.mala(target.log_prob, x, score_fn=other.score, step_size=0.02, n_steps=9, seed=5)
+    assert seen == [9, 9]
+
+
+@towards
+def test_values_err_at_most_twice_as_much_as_torch(target: Any) -> None:
+    x = 4.0 * start(target, 5000)
+    log_prob, score = _cpu_target.of(analytic.density(target.log_prob, None, x), x).density(x)  # type: ignore[union-attr]
+    true = target.log_prob(x.double()), target.score(x.double())
+    for made, torchs, exact in zip((log_prob, score), (target.log_prob(x), target.score(x)), true, strict=True):
+        ours, theirs = ((found.double() - exact).abs() for found in (made, torchs))
+        assert float(ours.max()) <= 2 * float(theirs.max())
+        assert float(ours.mean()) <= 2 * float(theirs.mean())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_networks_have_momenta_too(conditioned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = fastscore.ScoreMLP(dim=3, width=24, depth=2, cond_dim=2 if conditioned else 0)
+    cond = torch.randn(200, 2) if conditioned else None
+    seen, x = count_chains(monkeypatch), noise.normal((200, 3), seed=0, stream=5)
+    made = und(net, None, x, cond=cond)
+    assert seen == [30]
+    generic = und(lambda x, *c: net(x, *c) + 0.0 * x.frac(), None, x, cond=cond)
+    assert seen == [30]
+    torch.testing.assert_close(made, generic, rtol=4e-5, atol=4e-5)
+
+
+@pytest.mark.parametrize("name", ["ring", "each", "full", "gaussian"])
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_ladder_towards_a_mixture(name: str, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TARGETS[name]
+    x = start(target)
+
+    def run(score: Any, x: Tensor = x, **options: Any) -> Any:
+        settings = {"sigmas": SIGMAS, "n_steps_each": 9, "step_size": 0.01, "seed": 5}
+        return fastscore.annealed_langevin_dynamics(score, x, **settings | options)
+
+    options = {"clamp": (-9.0, 4.0), "denoise": False}
+    generic = run(lambda x, sigma: target.noisy_score(x, sigma), **options)
+    if compiler:
+        monkeypatch.setattr(AnnealedLangevin, "score", None)  # it is not asked
+    else:
+        monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    made = run(target.noisy_score, **options)
+    torch.testing.assert_close(made, generic, rtol=4e-5, atol=4e-5)
+    path = run(target.noisy_score, return_trajectory=True, **options)
+    assert torch.equal(path[:, -1], made)
+    assert torch.equal(run(target.noisy_score, path[:, 12], first_step=13, **options), made)
+    parts = [
+        run(target.noisy_score, part, first_chain=i, **options) for part, i in zip(x.split(60), (0, 60), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), made)
+
+
+@algorithms
+def test_without_a_compiler_steps_are_made_one_by_one(sampler: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TARGETS["wells"]
+    x = start(target)
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    generic = sampler(lambda x: target.score(x), lambda x: target.log_prob(x), x)
+    assert torch.equal(sampler(target.score, target.log_prob, x), generic)
+
+
+def test_a_subclass_with_a_score_of_its_own_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(targets.DoubleWell):
+        def score(self, x: Tensor) -> Tensor:
+            return 2.0 * super().score(x)
+
+    seen, x = count_chains(monkeypatch), torch.randn(5, 2)
+    und(Twice(2).score, None, x)
+    assert not seen
