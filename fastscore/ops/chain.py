@@ -1,6 +1,6 @@
 """Whole Langevin chains in one launch, where a Triton kernel takes the score; there is nothing to differentiate.
 
-`run` answers None wherever no kernel fits, and the caller goes on step by step. `declined` alone knows what fits.
+`run` answers None wherever no kernel fits, and the caller goes on step by step. `_find` alone knows what fits.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def run(
         schedule: step sizes and temperatures, on the device of x.
         n_steps: how many steps.
         seed: in [0, 2^64).
-        burn_in: steps before the first is counted for keeping.
+        burn_in: steps before the first is counted for keeping; below 0 where some were counted before this run.
         thin: steps from one kept state to the next.
         n_kept: how many to keep, at most (n_steps - burn_in) div thin; 0 for none.
         first_step: the number of the first step in the noise.
@@ -197,11 +197,6 @@ def run(
 def available(x: Tensor) -> bool:
     """Whether whole-chain kernels run on the device of x at all."""
     return _dispatch.kernels("chain", x.device) is not None
-
-
-def declined(source: Source, x: Tensor) -> bool:
-    """Whether no whole-chain kernel takes this score and these states."""
-    return x.numel() == 0 or _find(source, x) is None
 
 
 def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[str, int]] | None:

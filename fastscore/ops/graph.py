@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,6 +92,20 @@ class ReplayedSteps:
         if not torch.allclose(ends[0], ends[1], rtol=1e-3, atol=1e-4 * float(ends[0].abs().max()), equal_nan=True):
             raise RuntimeError("it gives other values when it is replayed")
         return replay
+
+
+@dataclass
+class Capture:
+    """The step of an algorithm, captured when a run is first long enough; where it cannot be, that is found once."""
+
+    steps: ReplayedSteps | None = None
+    tried: bool = False
+
+    def find(self, n: int, capture: Callable[[], ReplayedSteps | None]) -> ReplayedSteps | None:
+        """What makes n steps, or None: they are too few, or cannot be captured."""
+        if not self.tried and n >= SHORTEST:
+            self.tried, self.steps = True, capture()
+        return self.steps if n > 1 else None
 
 
 def replayed(

@@ -41,8 +41,7 @@ class AnnealedLangevin:
         self.temperature, self.clamp = temperature, clamp
         self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
         self.sigma = torch.empty(0)  # the noise level that a captured step reads, [B]
-        self.replayed: graph.ReplayedSteps | None = None
-        self.captured = False
+        self.captured = graph.Capture()
 
     def init(self, x: Tensor) -> LangevinState:
         """The state at x."""
@@ -63,23 +62,33 @@ class AnnealedLangevin:
         x = state.x
         if x.device.type == "cpu" and self.dtype == torch.float32 and (moved := self._compiled(x, k, n)) is not None:
             return LangevinState(moved)
+        if (made := self._whole(x, k, n)) is not None:
+            return LangevinState(made.x)
+        return self._replay(x, k, n)
+
+    def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
+        """`advance` on a GPU, with the positions that are kept on the way."""
+        made = self._whole(state.x, k, n, keep)
+        return None if made is None else (LangevinState(made.x), made.kept)
+
+    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> _whole_chain.Result | None:
+        """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
         if (network := self.source.source) is None:
-            return self._replay(x, k, n)
+            return None
         a = torch.tensor(self.step_sizes, dtype=x.dtype, device=x.device)
-        table = _whole_chain.Schedule(a, torch.full_like(a, self.temperature), self.n_steps_each, k)
-        made = _whole_chain.run(
+        return _whole_chain.run(
             network,
             x,
-            table,
+            _whole_chain.Schedule(a, torch.full_like(a, self.temperature), self.n_steps_each, k),
             n_steps=n,
             seed=self.seed,
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
+            **keep.arguments(),
         )
-        return None if made is None else LangevinState(made.x)
 
     def _compiled(self, x: Tensor, k: int, n: int) -> Tensor | None:
         """x after steps k to k + n - 1 in compiled code on a CPU, level by level."""
@@ -104,19 +113,21 @@ class AnnealedLangevin:
 
     def _replay(self, x: Tensor, k: int, n: int) -> LangevinState | None:
         """Steps k to k + n - 1 by a CUDA graph, where that is worth it and can be."""
-        if not self.captured and n >= graph.SHORTEST:
-            self.captured, owner = True, getattr(self.score_fn, "__self__", self.score_fn)
+
+        def capture() -> graph.ReplayedSteps | None:
             self.sigma = torch.full((x.shape[0],), self.sigmas[0], dtype=self.dtype, device=x.device)
+            owner = getattr(self.score_fn, "__self__", self.score_fn)
             settings = (*self._settings(k, x), self.clamp, self.seed, self.first_chain)
-            self.replayed = graph.replayed(owner, self._score_at_level, x, *settings)
-        if self.replayed is None or n == 1:
+            return graph.replayed(owner, self._score_at_level, x, *settings)
+
+        if (replayed := self.captured.find(n, capture)) is None:
             return None
 
         def rung(step: int) -> tuple[Tensor, Tensor]:
             self.sigma.fill_(self.sigmas[step // self.n_steps_each])
             return self._settings(step, x)
 
-        return LangevinState(self.replayed.run(x, k, n, rung))
+        return LangevinState(replayed.run(x, k, n, rung))
 
     def _score_at_level(self, x: Tensor) -> Tensor:
         return evaluate(self.score_fn, x.to(self.dtype), self.sigma)

@@ -12,41 +12,26 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastscore import _checks
+from fastscore.samplers.algorithm import NOTHING as NOTHING
+from fastscore.samplers.algorithm import Algorithm, Leaping, State, Tracing
+from fastscore.samplers.algorithm import Keep as Keep
 from fastscore.samplers.saved import Record, check_file
 
 POLICIES = ("raise", "freeze", "ignore")
 _LEAP = 256  # steps made at once at most: what an interrupt waits for, and what is made again to find a bad step
+_PATH = 1 << 24  # entries of the states that a leap keeps on its way, at most
 _LOOK_EVERY = 64  # steps between two looks at the flags of a GPU: looking waits for it
 
-State = TypeVar("State", bound=tuple[Tensor, ...])
 Schedule = float | Tensor | Callable[[int], float | Tensor]
 Path = str | os.PathLike[str]
 Output = Tensor | tuple[Tensor, dict[str, Tensor]]
-
-
-class Algorithm(Protocol[State]):
-    """One Markov chain (or flow) over rows of x."""
-
-    def init(self, x: Tensor) -> State:
-        """The state before the first step."""
-
-    def step(self, state: State, k: int) -> State:
-        """Step number k (counted from the very first step of the chain); must not change `state`."""
-
-
-@runtime_checkable
-class Leaping(Algorithm[State], Protocol[State]):
-    """An algorithm that can make many steps at once, to the same bits as one by one."""
-
-    def advance(self, state: State, k: int, n: int) -> State | None:
-        """The state after steps k to k + n - 1, or None where they have to be made one by one."""
 
 
 class NonFiniteError(RuntimeError):
@@ -122,13 +107,27 @@ class Run:
 
     def leap(self, k: int) -> int:
         """How many steps can be made after the first k before a state has to be looked at."""
-        n = min(_LEAP, self.n_steps - k)
-        if self.checkpoint is not None:
-            n = min(n, self.checkpoint_every - k % self.checkpoint_every)
+        n = self._unwatched(k)
+        return min(n, self._to_keep(k)) if self.return_trajectory or self.return_diagnostics else n
+
+    def path(self, k: int, entries: int) -> tuple[int, Keep] | None:
+        """The steps of a leap after the first k that keeps states, of so many entries each; None if not two or more."""
         if not (self.return_trajectory or self.return_diagnostics):
-            return n
-        to_keep = self.thin - (k - self.burn_in) % self.thin if k >= self.burn_in else self.burn_in + self.thin - k
-        return min(n, to_keep)
+            return None
+        n, first = self._unwatched(k), self._to_keep(k)
+        most = max(1, _PATH // max(1, entries))
+        count = min(most, (n - first) // self.thin + 1)
+        keep = Keep(first, self.thin, count)
+        return (min(n, first + count * self.thin - 1), keep) if count > 1 else None
+
+    def _unwatched(self, k: int) -> int:
+        """Steps after the first k up to where a leap has to end, whatever is kept."""
+        n = min(_LEAP, self.n_steps - k)
+        return n if self.checkpoint is None else min(n, self.checkpoint_every - k % self.checkpoint_every)
+
+    def _to_keep(self, k: int) -> int:
+        """Steps after the first k to the next state that is kept."""
+        return self.thin - (k - self.burn_in) % self.thin if k >= self.burn_in else self.burn_in + self.thin - k
 
     def kept_after(self, k: int) -> int | None:
         """The index under which the state after step k (counted from this run's first) is kept, or None."""
@@ -198,8 +197,12 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
         with torch.no_grad(), bar:
             while done[1] < run.n_steps:
                 old, k, running = done
-                new = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
-                done = (*new, record.keep(new[0][0], new[1], running))
+                if (traced := _trace(algorithm, guard, run, old, k)) is not None:
+                    state, steps, first, path = traced
+                    done = (state, steps, record.keep_path(path, first, running))
+                else:
+                    new = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
+                    done = (*new, record.keep(new[0][0], new[1], running))
                 if record.due(done[1]):
                     guard.look()
                     record.write(*done, guard.first_bad)
@@ -232,6 +235,26 @@ def _leap(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: 
         guard.replay_until = k + n
         return None
     return settled, k + n
+
+
+def _trace(
+    algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int
+) -> tuple[State, int, int, Tensor] | None:
+    """(state, steps made, those after which the first position was kept, positions kept); None as in `_leap`."""
+    if k < guard.replay_until or not isinstance(algorithm, Tracing):
+        return None
+    if (leap := run.path(k, state[0].numel())) is None:
+        return None
+    n, keep = leap
+    if (made := algorithm.trace(state, run.first_step + k, n, keep)) is None:
+        return None
+    if (settled := guard.after_leap(state, made[0])) is None:
+        guard.replay_until = k + n
+        return None
+    path = made[1]
+    if run.on_nonfinite == "freeze":
+        path = torch.where(_rows(guard.first_bad >= 0, path), settled[0].unsqueeze(1), path)
+    return settled, k + n, k + keep.first, path
 
 
 def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[int], float | Tensor]:

@@ -99,9 +99,7 @@ class Langevin:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.score_fn, self.cond, self.clamp, self.dtype = score_fn, cond, check_clamp(clamp), dtype
-        self.given, self.source = (step_size, temperature), whole.UNKNOWN
-        self.replayed: graph.ReplayedSteps | None = None
-        self.captured = False
+        self.given, self.source, self.captured = (step_size, temperature), whole.UNKNOWN, graph.Capture()
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = seed, first_chain
@@ -137,6 +135,11 @@ class Langevin:
         )
         return None if moved is None else LangevinState(moved)
 
+    def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
+        """`advance` on a GPU, with the positions that are kept on the way."""
+        made = self._whole(state.x, k, n, keep)
+        return None if made is None else (LangevinState(made.x), made.kept)
+
     @property
     def _constant(self) -> bool:
         """Whether all steps have one step size and one temperature."""
@@ -152,13 +155,12 @@ class Langevin:
 
     def _graph(self, x: Tensor, k: int, n: int) -> graph.ReplayedSteps | None:
         """The step as a CUDA graph, captured when first worth it; None where it is not, or cannot be."""
-        if not self.captured and n >= graph.SHORTEST:
-            a, t = self._settings(k, x)
-            self.captured, owner = True, getattr(self.score_fn, "__self__", self.score_fn)
-            self.replayed = graph.replayed(owner, self._score, x, a, t, self.clamp, self.seed, self.first_chain)
-        return self.replayed if n > 1 else None
+        owner, counters = getattr(self.score_fn, "__self__", self.score_fn), (self.seed, self.first_chain)
+        return self.captured.find(
+            n, lambda: graph.replayed(owner, self._score, x, *self._settings(k, x), self.clamp, *counters)
+        )
 
-    def _whole(self, x: Tensor, k: int, n: int) -> _whole_chain.Result | None:
+    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> _whole_chain.Result | None:
         """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.source(self.score_fn, x, self.cond) if self.dtype == x.dtype else None)
@@ -180,6 +182,7 @@ class Langevin:
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
+            **keep.arguments(),
         )
 
 

@@ -69,6 +69,12 @@ class Record:
             running = (mean, squares + difference * (position.to(mean.dtype) - mean))
         return running
 
+    def keep_path(self, path: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep positions `[B, n, *event]`, the first of them after so many steps, the others `thin` steps apart."""
+        for i, position in enumerate(path.unbind(1)):
+            running = self.keep(position, steps + i * self.run.thin, running)
+        return running
+
     def diagnostics(self, running: tuple[Tensor, ...], first_bad: Tensor) -> dict[str, Tensor]:
         """What a run that was asked for diagnostics gives."""
         assert self.moments is not None

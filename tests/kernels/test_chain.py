@@ -282,17 +282,19 @@ def test_inputs_are_not_changed_and_layout_does_not_matter(device):
 
 
 def test_what_is_declined(device):
+    def declined(source, *shape, dtype=torch.float32):
+        x = torch.zeros(shape, dtype=dtype, device=device)
+        return chain.run(source, x, constant(torch.zeros(1, device=device)), n_steps=1, seed=0) is None
+
     own = chain.TritonScore(tilted_wells, (1.0, 0.0), torch.zeros_like)
-    assert chain.declined(own, torch.zeros(3, 65, device=device))
-    assert chain.declined(own, torch.zeros(3, 2, dtype=torch.float16, device=device))
-    assert chain.declined(own, torch.zeros(0, 2, device=device))
-    assert chain.declined(own, torch.zeros(3, 2, 2, device=device))
-    assert not chain.declined(own, torch.zeros(3, 64, device=device))
-    wide = chain.Network(on(network("silu", 2, (300,), False, 2), device))
-    assert chain.declined(wide, torch.zeros(3, 2, device=device))
-    assert chain.run(wide, torch.zeros(3, 2, device=device), constant(torch.zeros(1)), n_steps=1, seed=0) is None
+    assert declined(own, 3, 65)
+    assert declined(own, 3, 2, dtype=torch.float16)
+    assert declined(own, 0, 2)
+    assert declined(own, 3, 2, 2)
+    assert not declined(own, 3, 64)
+    assert declined(chain.Network(on(network("silu", 2, (300,), False, 2), device)), 3, 2)
     with use_backend("torch"):
-        assert chain.declined(own, torch.zeros(3, 2, device=device))
+        assert declined(own, 3, 2)
 
 
 def test_an_energy_as_users_write_it(device):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from fastscore import EnergyMLP, ScoreMLP, annealed_langevin_dynamics, langevin_dynamics, use_backend
+from fastscore import EnergyMLP, ScoreMLP, TritonScore, annealed_langevin_dynamics, langevin_dynamics, use_backend
 from fastscore.ops import chain
 from fastscore.samplers import NonFiniteError
+from fastscore.samplers import chain as loop
 from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
+
+
+@triton.jit
+def leaves(x, at, params):
+    """Not a number from a limit on."""
+    return tl.where(tl.abs(x) < params[0], -x, float("nan"))
 
 
 @pytest.fixture
@@ -59,7 +68,66 @@ def test_a_schedule_and_a_trajectory(launches, device):
     options = {"step_size": lambda k: 0.02 / (1 + k), "n_steps": 7, "burn_in": 1, "thin": 3, "return_trajectory": True}
     made, true = both(langevin_dynamics, score_fn, x, **options)
     torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
-    assert sum(launches) == 7
+    assert launches == [7]
+
+
+def test_kept_states_leave_inside_a_launch(launches, device, monkeypatch):
+    """The trajectory, the moments and the last state of one launch, and of launches cut by memory and checkpoints."""
+    score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
+    options = {"step_size": 0.02, "n_steps": 11, "burn_in": 2, "return_trajectory": True, "return_diagnostics": True}
+    made, true = both(langevin_dynamics, score_fn, x, **options)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert launches == [11]
+    monkeypatch.setattr(loop, "_PATH", 3 * x.numel())
+    assert_same(both(langevin_dynamics, score_fn, x, **options)[0], made)
+    assert launches[1:] == [5, 3, 3]
+    thinned = both(langevin_dynamics, score_fn, x, **options, thin=2)[0]
+    assert torch.equal(thinned[0], made[0][:, 1::2])
+    assert launches[4:] == [9, 1, 1]
+
+
+def test_checkpoints_cut_launches_that_keep(launches, device, tmp_path):
+    score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
+    options = {"step_size": 0.02, "seed": 3, "return_trajectory": True, "return_diagnostics": True}
+    whole = langevin_dynamics(score_fn, x, n_steps=9, **options)
+    assert launches == [9]
+    saved = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 4}
+    langevin_dynamics(score_fn, x, n_steps=6, **options, **saved)
+    assert launches[1:] == [4, 2]
+    assert_same(langevin_dynamics(score_fn, x, n_steps=9, **options, **saved), whole)
+
+
+@pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
+def test_a_chain_that_breaks_while_states_are_kept(policy, device):
+    score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(5, 2, device=device)
+    x[3, 0] = torch.nan
+    options = {"step_size": 0.02, "n_steps": 300, "thin": 100, "return_trajectory": True, "return_diagnostics": True}
+    if policy == "raise":
+        with pytest.raises(NonFiniteError, match="chain 3 is not finite after step 0"):
+            langevin_dynamics(score_fn, x, seed=3, **options)
+        return
+    options = options | {"n_steps": 9, "thin": 2, "on_nonfinite": policy}
+    made, true = both(langevin_dynamics, score_fn, x, **options)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_frozen_chains_stay_on_the_path(launches, device, monkeypatch):
+    """A leap after one that failed keeps the states of the chains that are frozen since."""
+    monkeypatch.setattr(loop, "_LEAP", 4)
+    score_fn = TritonScore(leaves, (9.0,), lambda x: torch.where(x.abs() < 9.0, -x, torch.nan))
+    x = torch.randn(5, 2, device=device)
+    x[3] = 10.0
+    options = {"step_size": 0.02, "n_steps": 12, "on_nonfinite": "freeze", "return_trajectory": True}
+    made, true = both(langevin_dynamics, score_fn, x, **options)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert torch.equal(made[3], x[3].expand(12, 2))
+    assert launches == [4, 1, 1, 1, 1, 4, 4]
+
+
+def assert_same(made, true):
+    """To the bit."""
+    assert torch.equal(made[0], true[0])
+    assert all(torch.equal(made[1][name], value) for name, value in true[1].items())
 
 
 def test_annealing(launches, device):
@@ -72,6 +140,10 @@ def test_annealing(launches, device):
     made, true = both(annealed_langevin_dynamics, score_fn, torch.randn(9, 2, device=device), **options)
     torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
     assert launches == [6]
+    x = torch.randn(9, 2, device=device)
+    made, true = both(annealed_langevin_dynamics, score_fn, x, **options, return_trajectory=True)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert launches == [6, 6]
 
 
 def test_runs_may_be_cut(launches, device):

@@ -1,0 +1,52 @@
+"""What the loop asks of an algorithm: one step at a time, many at once, or many with states kept on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+State = TypeVar("State", bound=tuple[Tensor, ...])
+
+
+class Algorithm(Protocol[State]):
+    """One Markov chain (or flow) over rows of x."""
+
+    def init(self, x: Tensor) -> State:
+        """The state before the first step."""
+
+    def step(self, state: State, k: int) -> State:
+        """Step number k (counted from the very first step of the chain); must not change `state`."""
+
+
+@runtime_checkable
+class Leaping(Algorithm[State], Protocol[State]):
+    """An algorithm that can make many steps at once, to the same bits as one by one."""
+
+    def advance(self, state: State, k: int, n: int) -> State | None:
+        """The state after steps k to k + n - 1, or None where they have to be made one by one."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which states on the way of a leap are kept: those after its steps first, first + thin, ..., count of them."""
+
+    first: int
+    thin: int
+    count: int
+
+    def arguments(self) -> dict[str, int]:
+        """The same to a whole-chain kernel."""
+        return {"burn_in": self.first - self.thin, "thin": self.thin, "n_kept": self.count}
+
+
+NOTHING = Keep(1, 1, 0)
+
+
+@runtime_checkable
+class Tracing(Leaping[State], Protocol[State]):
+    """An algorithm that can also keep positions on the way of a leap."""
+
+    def trace(self, state: State, k: int, n: int, keep: Keep) -> tuple[State, Tensor] | None:
+        """As `advance`, with the positions kept, `[B, keep.count, *event]`."""
