@@ -36,9 +36,10 @@ class Keep:
     thin: int
     count: int
 
-    def arguments(self) -> dict[str, int]:
-        """The same to a whole-chain kernel."""
-        return {"burn_in": self.first - self.thin, "thin": self.thin, "n_kept": self.count}
+    @property
+    def burn_in(self) -> int:
+        """Steps before the first is counted, as a whole-chain kernel has it."""
+        return self.first - self.thin
 
 
 NOTHING = Keep(1, 1, 0)

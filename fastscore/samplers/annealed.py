@@ -87,7 +87,9 @@ class AnnealedLangevin:
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
-            **keep.arguments(),
+            burn_in=keep.burn_in,
+            thin=keep.thin,
+            n_kept=keep.count,
         )
 
     def _compiled(self, x: Tensor, k: int, n: int) -> Tensor | None:

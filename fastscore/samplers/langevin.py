@@ -182,7 +182,9 @@ class Langevin:
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
-            **keep.arguments(),
+            burn_in=keep.burn_in,
+            thin=keep.thin,
+            n_kept=keep.count,
         )
 
 
