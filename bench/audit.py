@@ -260,6 +260,11 @@ def main(argv: list[str] | None = None) -> int:
             rows.setdefault(case.name, {})[f"sm_{arch}"] = figures
             print(f"{case.name:32} sm_{arch:<4}", *(f"{k}={v:g}" for k, v in figures.items()))
         rows[case.name][AMD] = {"shared": compile_amd(case)}
+    from bench import audit_chain
+
+    for architecture, name, chain, built in audit_chain.plain():
+        rows.setdefault(name, {})[architecture] = chain.figures(built)
+        print(f"{name:32} {architecture:<7}", *(f"{k}={v:g}" for k, v in chain.figures(built).items()))
     if write:
         RECORD.parent.mkdir(exist_ok=True)
         RECORD.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, evaluate, level
 from fastscore.samplers.arguments import as_tensor, check_clamp, prepare
 from fastscore.samplers.langevin import LangevinState
+from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AnnealedLangevin:
@@ -140,6 +145,18 @@ class AnnealedLangevin:
         return evaluate(self.score_fn, x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
 
 
+@overload
+def annealed_langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[True], **given: Unpack[AnnealedArguments]
+) -> Diagnosed: ...
+@overload
+def annealed_langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[False] = ..., **given: Unpack[AnnealedArguments]
+) -> Tensor: ...
+@overload
+def annealed_langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: bool, **given: Unpack[AnnealedArguments]
+) -> chain.Output: ...
 def annealed_langevin_dynamics(
     score_fn: _checks.Score,
     x: Tensor,

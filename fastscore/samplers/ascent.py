@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal, overload
+
 from torch import Tensor
 
 from fastscore import _checks
 from fastscore.samplers import chain
 from fastscore.samplers.langevin import langevin_dynamics
+from fastscore.samplers.signatures import AscentArguments, Diagnosed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@overload
+def gradient_ascent(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[True], **given: Unpack[AscentArguments]
+) -> Diagnosed: ...
+@overload
+def gradient_ascent(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[False] = ..., **given: Unpack[AscentArguments]
+) -> Tensor: ...
+@overload
+def gradient_ascent(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: bool, **given: Unpack[AscentArguments]
+) -> chain.Output: ...
 def gradient_ascent(
     score_fn: _checks.Score,
     x: Tensor,

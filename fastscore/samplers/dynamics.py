@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from fastscore.noise import Stream, normal, resolve_seed
 from fastscore.samplers import chain
 from fastscore.samplers.arguments import as_score, check_clamp
 from fastscore.samplers.langevin import langevin_dynamics
+from fastscore.samplers.signatures import Diagnosed, SampleArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LangevinDynamics:
@@ -59,6 +63,43 @@ class LangevinDynamics:
             "on_nonfinite": on_nonfinite,
         }
 
+    @overload
+    def sample(
+        self,
+        x: Tensor | None = ...,
+        dim: int | tuple[int, ...] | None = ...,
+        n_steps: int = ...,
+        n_samples: int = ...,
+        thin: int = ...,
+        return_trajectory: bool = ...,
+        *,
+        return_diagnostics: Literal[True],
+        **given: Unpack[SampleArguments],
+    ) -> Diagnosed: ...
+    @overload
+    def sample(
+        self,
+        x: Tensor | None = ...,
+        dim: int | tuple[int, ...] | None = ...,
+        n_steps: int = ...,
+        n_samples: int = ...,
+        thin: int = ...,
+        return_trajectory: bool = ...,
+        return_diagnostics: Literal[False] = ...,
+        **given: Unpack[SampleArguments],
+    ) -> Tensor: ...
+    @overload
+    def sample(
+        self,
+        x: Tensor | None = ...,
+        dim: int | tuple[int, ...] | None = ...,
+        n_steps: int = ...,
+        n_samples: int = ...,
+        thin: int = ...,
+        return_trajectory: bool = ...,
+        return_diagnostics: bool = ...,
+        **given: Unpack[SampleArguments],
+    ) -> chain.Output: ...
     def sample(
         self,
         x: Tensor | None = None,

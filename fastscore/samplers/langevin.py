@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, compiled, evaluate
 from fastscore.samplers.arguments import as_tensor, check_clamp, prepare, warn_of_divergence
+from fastscore.samplers.signatures import Diagnosed, LangevinArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def langevin_step(
@@ -188,6 +192,18 @@ class Langevin:
         )
 
 
+@overload
+def langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[True], **given: Unpack[LangevinArguments]
+) -> Diagnosed: ...
+@overload
+def langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[False] = ..., **given: Unpack[LangevinArguments]
+) -> Tensor: ...
+@overload
+def langevin_dynamics(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: bool, **given: Unpack[LangevinArguments]
+) -> chain.Output: ...
 def langevin_dynamics(
     score_fn: _checks.Score,
     x: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from fastscore.ops.noise import computed, uniform
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import announce, density
 from fastscore.samplers.arguments import as_tensor, prepare, table
+from fastscore.samplers.signatures import Diagnosed, MalaArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 LogProb = Callable[[Tensor], Tensor]
 
@@ -121,6 +125,18 @@ def _undefined(log_prob: Tensor, score: Tensor) -> Tensor:
     return log_prob.isnan() | (log_prob == torch.inf) | steep
 
 
+@overload
+def mala(
+    log_prob: LogProb | Any, x: Tensor, *, return_diagnostics: Literal[True], **given: Unpack[MalaArguments]
+) -> Diagnosed: ...
+@overload
+def mala(
+    log_prob: LogProb | Any, x: Tensor, *, return_diagnostics: Literal[False] = ..., **given: Unpack[MalaArguments]
+) -> Tensor: ...
+@overload
+def mala(
+    log_prob: LogProb | Any, x: Tensor, *, return_diagnostics: bool, **given: Unpack[MalaArguments]
+) -> chain.Output: ...
 def mala(
     log_prob: LogProb | Any,
     x: Tensor,

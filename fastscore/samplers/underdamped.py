@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import announce, compiled, evaluate
 from fastscore.samplers.arguments import as_tensor, prepare, table
+from fastscore.samplers.signatures import Diagnosed, KineticArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class UnderdampedState(NamedTuple):
@@ -96,6 +100,22 @@ class Underdamped:
         return normal(x.shape[0], width, self.seed, stream, k, self.first_chain, x.dtype, x.device).view(x.shape)
 
 
+@overload
+def underdamped_langevin(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: Literal[True], **given: Unpack[KineticArguments]
+) -> Diagnosed: ...
+@overload
+def underdamped_langevin(
+    score_fn: _checks.Score,
+    x: Tensor,
+    *,
+    return_diagnostics: Literal[False] = ...,
+    **given: Unpack[KineticArguments],
+) -> Tensor: ...
+@overload
+def underdamped_langevin(
+    score_fn: _checks.Score, x: Tensor, *, return_diagnostics: bool, **given: Unpack[KineticArguments]
+) -> chain.Output: ...
 def underdamped_langevin(
     score_fn: _checks.Score,
     x: Tensor,

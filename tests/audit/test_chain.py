@@ -1,83 +1,20 @@
-"""Whole-chain kernels, compiled as the launcher would launch them, for GPUs that need not be there.
-
-The launcher's own arguments go through Triton's own specialization (`warmup`), under a driver that only names a target.
-"""
+"""Whole-chain kernels, compiled as the launcher would launch them, for GPUs that need not be there."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import re
-import subprocess
-import tempfile
 from collections import Counter
 
 import pytest
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
 
-from bench import audit
-from fastscore_kernels import chain, chain_mlp, chain_scores
+from bench import audit, audit_chain
+from bench.audit_chain import Target as Target
+from fastscore_kernels import chain_mlp
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
-SIZES = {
-    "n_steps": 100,
-    "burn_in": 10,
-    "thin": 3,
-    "n_kept": 30,
-    "steps_each": 10,
-    "ladder_step": 0,
-    "seed": 2**63 + 5,
-    "first_step": 0,
-    "first_chain": 2**40,
-}
-
-
-class Target:
-    """What Triton asks a driver for before it compiles."""
-
-    def __init__(self) -> None:
-        self.arch: int | str = 90
-
-    def get_current_device(self) -> int:
-        return self.arch if isinstance(self.arch, int) else 942
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32) if isinstance(self.arch, int) else GPUTarget("hip", self.arch, 64)
-
-
-@pytest.fixture
-def compiled():
-    target, before = Target(), triton.runtime.driver._active
-    triton.runtime.driver.set_active(target)
-
-    def compile_for(arch, score, params, n_features, options, *, clamp=None, freeze=False, per_feature=False):
-        target.arch = arch
-        x = torch.zeros(64, n_features)
-        a = torch.ones(10, n_features) if per_feature else torch.ones(10)
-        grid, call, _ = chain.chain_call(
-            score, params, x, a, torch.ones(10), **SIZES, clamp=clamp, freeze=freeze, options=options
-        )
-        return chain.chain_kernel.warmup(grid=grid, **call)
-
-    yield compile_for
-    triton.runtime.driver.set_active(before)
-
-
-def resources(built):
-    """Bytes of stack, and how often each opcode occurs."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage, sass = (
-            subprocess.run([audit._TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True)
-            for flag in ("--dump-resource-usage", "-sass")
-        )
-    opcodes = Counter(m.group(1).split(".")[0] for m in map(audit._OPCODE.match, sass.stdout.splitlines()) if m)
-    return int(re.search(r"STACK:(\d+)", usage.stdout)[1]), opcodes
+RECORD = json.loads(audit.RECORD.read_text())
 
 
 def check(built, arch):
@@ -88,7 +25,7 @@ def check(built, arch):
         return Counter()
     dots = re.findall(r"tt\.dot .*", built.asm["ttir"])
     assert all("inputPrecision" in dot or "bf16" in dot for dot in dots)
-    stack, opcodes = resources(built)
+    _, stack, opcodes = audit_chain.resources(built)
     assert stack == 0
     assert sum(opcodes.values()) > 200, "nothing was compiled: out of some resource"
     assert opcodes["LDL"] + opcodes["STL"] == 0
@@ -98,79 +35,47 @@ def check(built, arch):
     return opcodes
 
 
-def analytic():
-    def mixture(k, d, full):
-        precisions = torch.ones(k, d, d) if full else torch.ones(k, d)
-        return chain_scores.pack(torch.zeros(k, d), precisions, torch.zeros(k), "bf16x6"), d, full
+def no_figure_rises(name, arch, chain, built):
+    """`python -m bench.audit --write` records the figures of the pinned Triton; they may fall, not rise."""
+    if triton.__version__ == RECORD["triton"]:
+        recorded = RECORD["kernels"][f"chain {name}"][audit_chain.label(arch)]
+        risen = {key: (recorded[key], value) for key, value in chain.figures(built).items() if value > recorded[key]}
+        assert not risen
 
-    def case(name, score, k, d, full):
-        params, d, full = mixture(k, d, full)
-        return pytest.param(score, params, d, full, id=name)
 
-    return [
-        pytest.param(chain_scores.double_well, (torch.ones(()),), 2, False, id="double-well-2"),
-        pytest.param(chain_scores.double_well, (torch.ones(()),), 32, False, id="double-well-32"),
-        case("gaussian-2", chain_scores.gaussian, 1, 2, True),
-        case("gaussian-16", chain_scores.gaussian, 1, 16, True),
-        case("gaussian-64", chain_scores.gaussian, 1, 64, True),
-        case("ring-8", chain_scores.mixture, 8, 2, False),
-        case("mixture-8-full-3", chain_scores.mixture, 8, 3, True),
-        case("mixture-40-8", chain_scores.mixture, 40, 8, False),
-    ]
+ANALYTIC = (
+    *audit_chain.ANALYTIC,
+    "double well D=32",
+    "gaussian D=2",
+    "gaussian D=64",
+    "full mixture K=8 D=3",
+    "mixture K=40 D=8",
+)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100, "gfx942"])
-@pytest.mark.parametrize(("score", "params", "n_features", "full"), analytic())
-def test_analytic(score, params, n_features, full, arch, compiled):
-    if full and n_features > 16 and arch in (80, 100):
+@pytest.mark.parametrize("name", ANALYTIC, ids=lambda name: name.replace(" ", "-"))
+def test_analytic(name, arch):
+    if (chain := audit_chain.analytic(name, arch)) is None:
         pytest.skip("declined")
-    options = chain_scores.launch_options(n_features, full, torch.device("cpu"))
-    if full and n_features > 8 and arch == "gfx942":
-        params = (*params[:5], triton.language.constexpr("ieee"))
-    built = compiled(arch, score, params, n_features, options, clamp=(-1.0, 1.0), freeze=True)
+    built = chain.compile(arch, clamp=(-1.0, 1.0), freeze=True)
     opcodes = check(built, arch)
-    if n_features == 2:  # a thread holds whole chains: nothing goes through another thread or shared memory
+    if chain.n_features == 2:  # a thread holds whole chains: nothing goes through another thread or shared memory
         assert opcodes["SHFL"] + opcodes["LDS"] + opcodes["BAR"] == 0
     assert re.search(r"arith\.muli %\w+, %\w+ : i64", built.asm["ttir"]), "rows are addressed in 64 bits"
+    if name in audit_chain.ANALYTIC:
+        no_figure_rises(name, arch, chain, built)
 
 
-def weights(width, depth, dim, energy):
-    sizes = [dim, *[width] * depth, 1 if energy else dim]
-    return tuple(torch.zeros(n, k) for k, n in itertools.pairwise(sizes))
-
-
-def compile_network(compiled, arch, energy, precision, width, depth, dim, activation, residual, per_chain=False):
-    """The kernel of a network with scales, at its shipped tile."""
-    w = weights(width, depth, dim, energy)
-    activations, residuals = (activation,) * depth, tuple(residual and i > 0 for i in range(depth))
-    how = {"energy": energy, "per_chain": per_chain, "precision": precision}
-    options = chain_mlp.launch_options(w, activations, residuals, **how, device=torch.device("cpu"))
-    assert options is not None
-    scales = (torch.ones(1, 1), torch.ones(1, 1), None)
-    params = list(chain_mlp.pack(w, (None,) * (depth + 1), activations, residuals, (), scales, **how))
-    params[8] = triton.language.constexpr(precision in ("tf32", "bf16") and isinstance(arch, int))
-    return compiled(arch, chain_mlp.energy_mlp if energy else chain_mlp.score_mlp, tuple(params), dim, options)
-
-
-@pytest.mark.parametrize(
-    ("arch", "energy", "precision", "width", "depth"),
-    [
-        (90, False, "tf32", 128, 3),
-        (90, False, "bf16", 128, 6),
-        (90, False, "bf16", 256, 2),
-        (90, False, "bf16x6", 64, 2),
-        (90, True, "tf32", 64, 2),
-        (80, False, "bf16", 128, 5),
-        (100, False, "tf32", 64, 3),
-        (100, False, "bf16", 128, 3),
-        ("gfx942", False, "ieee", 64, 3),
-    ],
-)
-def test_networks(arch, energy, precision, width, depth, compiled):
-    built = compile_network(compiled, arch, energy, precision, width, depth, 2, "silu", residual=False)
+@pytest.mark.parametrize("name", audit_chain.NETWORKS, ids=lambda name: name.replace(" ", "-"))
+def test_networks(name):
+    arch, energy, precision, width, depth = audit_chain.NETWORKS[name]
+    chain = audit_chain.network(arch, energy, precision, width, depth)
+    built = chain.compile(arch)
     opcodes = check(built, arch)
     if precision in ("tf32", "bf16") and not energy:  # one special function a unit, and those of the noise
         assert opcodes["MUFU"] <= depth * width // 2 + 8
+    no_figure_rises(name, arch, chain, built)
 
 
 def table():
@@ -183,7 +88,7 @@ def table():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("energy", "precision", "width", "depth", "heavy"), list(table()))
-def test_every_entry_of_the_table(energy, precision, width, depth, heavy, compiled):
+def test_every_entry_of_the_table(energy, precision, width, depth, heavy):
     """At its deepest; residuals too, except where they count as heavy or a gelu is enough."""
     arch = "gfx942" if precision == "ieee" else 90
     activation = "gelu" if heavy else "silu"
@@ -192,10 +97,11 @@ def test_every_entry_of_the_table(energy, precision, width, depth, heavy, compil
         if heavy
         else not (energy or precision == "bf16x6" or width == 256)
     )
-    check(compile_network(compiled, arch, energy, precision, width, depth, 2, activation, residual), arch)
+    chain = audit_chain.network(arch, energy, precision, width, depth, activation=activation, residual=residual)
+    check(chain.compile(arch), arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("energy", "precision"), [(False, "bf16x6"), (False, "tf32"), (True, "tf32")])
-def test_a_condition_a_chain(energy, precision, compiled):
-    check(compile_network(compiled, 90, energy, precision, 32, 3, 2, "silu", False, per_chain=True), 90)
+def test_a_condition_a_chain(energy, precision):
+    check(audit_chain.network(90, energy, precision, 32, 3, per_chain=True).compile(90), 90)
