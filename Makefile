@@ -59,7 +59,7 @@ mutants: $(READY) ## break one line at a time, and see that a test fails
 bench: $(READY) ## measure against plain PyTorch, and against the rivals if they are there, on this machine
 	$(BIN)/python -m bench $(ARGS)
 
-rivals: $(READY) ## JAX, torchebm, blackjax, folx and jet-for-pytorch, in an environment of their own, for the benchmark
+rivals: $(READY) ## JAX, torchebm, blackjax, folx, jet-for-pytorch and curvlinops, in an environment of their own, for the benchmark
 	$(BIN)/python -m bench.rivals $(ARGS)
 
 # A GPU machine often has its own PyTorch and no network, so this uses PYTHON as it is, from the bare checkout. Its

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = options.device
     budget = compare.Budget(options.budget or 60 * MINUTES[device], options.quick)
+    clock.settle()
     rivals, begun, machine = Rivals(), time.monotonic(), clock.machine(device)
     found: dict[str, Any] = {"machine": machine, "cases": [], "memory": [], "not_reached": [], "failed": {}}
     path = options.out or default_path(machine, device)

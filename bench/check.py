@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,13 @@ def same_mean(names: list[str], got: Tensor, mean: Tensor, error: Tensor, floor:
     if not float(off[worst]) <= 1.0:
         found = f"{float(got.mean(0)[worst]):.4g}, expected {float(mean[worst]):.4g}"
         raise WrongError(f"the mean of {names[worst]} is {found} +- {float(error[worst]):.1g}")
+
+
+def fresh_normals(parts: list[Tensor]) -> None:
+    """What two calls drew, or one, are standard normals, and so is the difference: not the same ones again."""
+    standard_normal(parts[0])
+    if len(parts) > 1:
+        standard_normal((parts[0].double() - parts[1].double()) / math.sqrt(2))
 
 
 def standard_normal(z: Tensor) -> None:

@@ -1,8 +1,9 @@
 """One clock for every benchmark: contenders take turns, ratios are taken within a round, medians and spread are told.
 
-On a CPU, a turn is two runs of which the second is timed: nobody pays for the heap, the caches or the spinning threads
-that another left behind. On a GPU, a turn is several runs between two events each, the second-level cache overwritten
-before each, and its median.
+On a CPU, a turn is two runs of which the second is timed: it finds the pages, the caches and the threads as its own
+first run left them, not as another contender did. A page that nobody has touched for seconds may have gone back to the
+host of a virtual machine: the first run that writes 120 MB took 117 ms where the next took 26. On a GPU, a turn is
+several runs between two events each, the second-level cache overwritten before each, and its median.
 """
 
 from __future__ import annotations
@@ -20,9 +21,20 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = (3, 15)
-LONG, SHORT = 0.2, 0.002  # seconds: longer runs need no warming up; shorter ones are repeated
+ROUNDS = (5, 25)  # at the least, at the most
+LONG, SHORT = 1.0, 0.02  # seconds: longer runs are timed at once; shorter ones are repeated
+_LARGEST = 32 << 20  # bytes: what glibc takes from its heap at the most
 _FLUSH = 256 << 20  # bytes: several times the second-level cache of any GPU
+
+
+def settle() -> None:
+    """Bring the heap into the state that it has in any process which has been at work for a while.
+
+    glibc maps fresh pages for an array until one of its size has been freed once, and gives the top of its heap back
+    while that is so: whether a step of 10^6 elements touched 0, 976 or 1922 new pages, which takes it 2.6 or 4.8 ms,
+    depended on what had run before. After the largest array that it would ever serve from the heap there are none.
+    """
+    torch.empty(_LARGEST - (64 << 10), dtype=torch.uint8)
 
 
 def turn(call: Callable[[], object], device: str = "cpu") -> float:
@@ -61,15 +73,25 @@ def turn_on_gpu(call: Callable[[], object], cuda: Any) -> float:
     return 1e-3 * statistics.median(begin.elapsed_time(end) for begin, end in events)
 
 
-def race(turns: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every turn of every contender, for about so long; each round begins with the next contender."""
+def race(turns: Mapping[str, Callable[[], float]], base: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds of every turn of every contender, those of the first rounds first.
+
+    Each round begins with the next contender. Everybody has the same share of `seconds`: whoever has used it up leaves
+    after the least number of rounds, so that a slow contender does not cost a fast one its rounds; `base` is in all.
+    """
     times: dict[str, list[float]] = {name: [] for name in turns}
-    names, begun = list(turns), time.perf_counter()
+    used = dict.fromkeys(turns, 0.0)
+    names, share = list(turns), seconds / len(turns)
     for done in range(ROUNDS[1]):
-        for name in names[done % len(names) :] + names[: done % len(names)]:
-            times[name].append(turns[name]())
-        if done + 1 >= ROUNDS[0] and time.perf_counter() - begun > seconds * (done + 1) / (done + 2):
+        racing = {name for name in turns if done < ROUNDS[0] or used[name] * (1 + 1 / len(times[name])) <= share}
+        if not racing - {base}:
             break
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            if name in racing or name == base:
+                begun = time.perf_counter()
+                times[name].append(turns[name]())
+                used[name] += time.perf_counter() - begun
     return times
 
 
@@ -77,7 +99,7 @@ def compare(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, 
     """For every contender: median seconds, the median ratio to `base` in the same round, and the ratio's quartiles."""
     rows = {}
     for name, measured in times.items():
-        ratios = sorted(mine / theirs for mine, theirs in zip(measured, times[base], strict=True))
+        ratios = [mine / theirs for mine, theirs in zip(measured, times[base], strict=False)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
         rows[name] = {
             "seconds": rounded(statistics.median(measured)),

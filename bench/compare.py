@@ -45,7 +45,7 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
             not_run[name] = quoted(error)
     if family.base not in turns:
         raise RuntimeError(f"{case.name}: no {family.base}: {refused | not_run}")
-    rows = clock.compare(clock.race(turns, seconds), family.base)
+    rows = clock.compare(clock.race(turns, family.base, seconds), family.base)
     for name, row in rows.items():
         row |= {"seconds_per_unit": clock.rounded(row["seconds"] / case.units), "law": family.providers[name].law}
     del turns, arrays

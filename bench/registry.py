@@ -76,8 +76,8 @@ class Family:
         base: the provider that the others are compared with.
         cases: those for "cpu" or "cuda".
         inputs: made from a case, on a device.
-        reference: made from a case and its inputs, once, in float64.
         check: raises `WrongError` for results of several calls that do not fit the reference under the provider's law.
+        reference: made from a case and its inputs, once, in float64; None where the law is known.
         calls: how many results the check wants, by law.
         never: rivals that are never run, with the reason.
     """
@@ -88,9 +88,9 @@ class Family:
     base: str
     cases: Callable[[str], list[Case]]
     inputs: Callable[[Case, str], dict[str, Tensor]]
-    reference: Callable[[Case, Arrays], Any]
     check: Callable[[Case, Arrays, Any, str, Sequence[Arrays]], None]
     providers: Mapping[str, Provider]
+    reference: Callable[[Case, Arrays], Any] = lambda case, arrays: None
     calls: Mapping[str, int] = field(default_factory=lambda: {"exact": 1})
     never: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
-"""The tables and the chart of the READMEs, made of the committed results and of nothing else.
+"""The tables, the chart and the numbers in the texts, made of the committed results and of nothing else.
 
-python -m bench.report          write them into README.md, bench/README.md and docs/benchmark.svg
+python -m bench.report          write them into README.md, bench/README.md, docs/benchmark.svg and docs/*.md
 python -m bench.report --check  exit with status 1 if any of them says something else
 """
 
@@ -171,11 +171,10 @@ def full(cpu: Results, gpu: Results | None) -> str:
     return "\n".join(lines + ([] if gpu else ["No GPU has been measured yet."])).rstrip()
 
 
-def replaced(path: Path, made: str) -> tuple[str, str]:
-    """The file's text, and what it ought to be."""
-    text = path.read_text()
+def replaced(text: str, made: str) -> str:
+    """The text with `made` between the two marks."""
     before, rest = text.split(BEGIN)
-    return text, f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -185,16 +184,20 @@ def main(argv: list[str] | None = None) -> int:
     check = parser.parse_args(argv).check
     cpu, gpu = newest("cpu"), newest("cuda")
     assert cpu is not None
-    wrong = 0
-    for path, made in ((ROOT / "README.md", front(cpu, gpu)), (ROOT / "bench" / "README.md", full(cpu, gpu))):
-        text, wanted = replaced(path, made)
-        wrong += text != wanted
-        if not check:
-            path.write_text(wanted)
-    from bench import chart
+    from bench import chart, prose
 
+    made = {ROOT / "README.md": front(cpu, gpu), ROOT / "bench" / "README.md": full(cpu, gpu)}
+    wanted = {path: replaced(path.read_text(), block) for path, block in made.items()} | dict(prose.files())
+    wrong = [path for path, text in wanted.items() if path.read_text() != text]
+    if chart.digest(cpu) not in CHART.read_text():
+        wrong.append(CHART)
     if check:
-        return int(wrong > 0 or chart.digest(cpu) not in CHART.read_text())
+        print(
+            "\n".join(f"{path.relative_to(ROOT)} is not what the results say: python -m bench.report" for path in wrong)
+        )
+        return int(bool(wrong))
+    for path, text in wanted.items():
+        path.write_text(text)
     chart.draw(cpu, CHART)
     return 0
 

@@ -20,8 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -49,6 +47,8 @@ def write(path: str | os.PathLike[str], kind: str, about: Mapping[str, Any], ten
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
+    import safetensors.torch  # here, so that all else runs on a GPU machine's bare Python
+
     said = json.dumps({"format": FORMAT, "stream": STREAM_VERSION, "kind": kind, **about}, allow_nan=False)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(held, {"sha256": _BLANK.decode(), "fastscore": said})
@@ -81,6 +81,8 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> tuple[dict[st
         OSError: the file cannot be read.
         CheckpointError: it is no checkpoint, was cut or changed since it was written, or is of another format or kind.
     """
+    import safetensors.torch
+
     data = Path(path).read_bytes()
     header = memoryview(data)[: 8 + int.from_bytes(data[:8], "little")]
     found = _CHECKSUM.search(header)

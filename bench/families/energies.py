@@ -2,73 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastscore
 from bench.families import law, losses, networks
-from bench.families.training import split
+from bench.families.training import ALL, FEW, provider, remote
 from bench.registry import Arrays, Call, Case, Family, Provider
 
 PROJECTIONS = 5
 """torchebm's default, which its published figures are for."""
 
-#    B     D   L    H   rivals: all of them, headline
+#    B    D  L   H   rivals, headline
 CPU = [
-    (4096, 2, 2, 128, True, True),
-    (4096, 8, 2, 128, True, True),
-    (1024, 64, 2, 128, False, False),
-    (128, 16, 2, 128, True, False),
-    (1024, 128, 2, 128, False, False),
+    (4096, 2, 2, 128, ALL, True),
+    (4096, 8, 2, 128, ALL, True),
+    (1024, 64, 2, 128, FEW, False),
+    (128, 16, 2, 128, ALL, False),
+    (1024, 128, 2, 128, FEW, False),
 ]
 CUDA = [
-    (4096, 2, 2, 128, True, True),
-    (65536, 8, 2, 128, True, True),
-    (65536, 64, 2, 128, False, False),
-    (128, 16, 2, 128, True, False),
-    (1024, 128, 2, 128, False, False),
+    (4096, 2, 2, 128, ALL, True),
+    (65536, 8, 2, 128, ALL, True),
+    (65536, 64, 2, 128, FEW, False),
+    (128, 16, 2, 128, ALL, False),
+    (1024, 128, 2, 128, FEW, False),
 ]
 
 
 def cases(device: str) -> list[Case]:
-    return [
-        Case(
-            name=f"energy B={batch} D={dim} L={depth} H={width}",
-            settings={"B": batch, "D": dim, "L": depth, "H": width, "all": everything},
-            units=batch,
-            flops=12 * (dim * width + (depth - 1) * width**2 + width),
-            seconds=5.0 if everything else 3.0,
-            headline=headline,
-        )
-        for batch, dim, depth, width, everything, headline in (CUDA if device == "cuda" else CPU)
-    ]
+    return [_case(*row) for row in (CUDA if device == "cuda" else CPU)]
+
+
+def _case(batch: int, dim: int, depth: int, width: int, rivals: int, headline: bool) -> Case:
+    return Case(
+        name=f"energy B={batch} D={dim} L={depth} H={width}",
+        settings={"B": batch, "D": dim, "L": depth, "H": width, "rivals": rivals},
+        units=batch,
+        flops=12 * (dim * width + (depth - 1) * width**2 + width),
+        seconds=5.0 if rivals else 3.0,
+        headline=headline,
+    )
 
 
 def inputs(case: Case, device: str) -> dict[str, Tensor]:
     s = case.settings
-    made = networks.weights([s["D"]] + [s["H"]] * s["L"] + [1])
-    made["x"] = torch.randn(s["B"], s["D"], generator=networks.generator(1))
-    return {name: value.to(device) for name, value in made.items()}
+    return networks.inputs([s["D"]] + [s["H"]] * s["L"] + [1], s["B"], device)
 
 
 def reference(case: Case, arrays: Arrays) -> dict[str, law.Exact | law.Estimate]:
-    weights, x = split(arrays)
+    weights, x = networks.split(arrays)
     model = networks.network(weights, dtype=torch.float64)
     score, wide = losses.score_of(model), x.double()
-    rows = max(64, 2**15 // x.shape[1])
-
-    def exactly() -> Tensor:
-        total = torch.zeros((), dtype=wide.dtype, device=wide.device)
-        for part in wide.split(rows):
-            share = losses.loop(score, part)() * (len(part) / len(wide))
-            share.backward()
-            total += share.detach()
-        return total.requires_grad_()
-
-    exact = law.exact(networks.training_step(model, exactly))
+    exact = law.exact(networks.training_step(model, losses.in_parts(score, wide)))
 
     def sliced(part: Tensor) -> Call:
         return networks.training_step(model, losses.sliced(score, part, PROJECTIONS, reduced=False))
@@ -83,10 +71,6 @@ def reference(case: Case, arrays: Arrays) -> dict[str, law.Exact | law.Estimate]
     }
 
 
-def check(case: Case, arrays: Arrays, laws: Any, name: str, results: Sequence[Arrays]) -> None:
-    laws[name].check(results)
-
-
 def fast_network(weights: Arrays) -> fastscore.EnergyMLP:
     """The same network as fastscore has it."""
     depth = len(weights) // 2 - 1
@@ -98,36 +82,11 @@ def fast_network(weights: Arrays) -> fastscore.EnergyMLP:
 
 def _ours(make: Callable[[fastscore.EnergyMLP, Tensor], losses.Loss], named: str = "exact") -> Provider:
     def build(case: Case, arrays: Arrays) -> Call:
-        weights, x = split(arrays)
+        weights, x = networks.split(arrays)
         model = fast_network(weights)
         return networks.training_step(model, make(model, x))
 
     return Provider(build, named)
-
-
-def _plain(
-    make: Callable[[nn.Module, Tensor], losses.Loss],
-    named: str = "exact",
-    *,
-    everywhere: bool = True,
-    graph: bool = False,
-) -> Provider:
-    def build(case: Case, arrays: Arrays) -> Call:
-        weights, x = split(arrays)
-        model = networks.network(weights)
-        step = networks.training_step(model, make(model, x))
-        return networks.graphed(step) if graph else step  # type: ignore[return-value]
-
-    def unfit(case: Case, device: str) -> str:
-        if graph and device != "cuda":
-            return networks.cuda_only(case, device)
-        return "" if everywhere or case.settings["all"] else "too slow or too large at this size"
-
-    return Provider(build, named, unfit)
-
-
-def _remote(package: str, named: str = "exact", *, everywhere: bool = True) -> Provider:
-    return Provider(None, named, _plain(losses.loop, everywhere=everywhere).unfit, package)
 
 
 FAMILY = Family(
@@ -138,10 +97,10 @@ FAMILY = Family(
     cases=cases,
     inputs=inputs,
     reference=reference,
-    check=check,
+    check=law.check,
     calls={"exact": 1, "sliced": law.CALLS, "denoising": law.CALLS},
     providers={
-        "denoising, eager": _plain(lambda m, x: losses.denoising(losses.score_of(m), x), "denoising"),
+        "denoising, eager": provider(lambda m, x: losses.denoising(losses.score_of(m), x), "denoising"),
         "fastscore, exact": _ours(
             lambda m, x: lambda: fastscore.implicit_score_matching(m.score, x, trace="exact")  # type: ignore
         ),
@@ -149,19 +108,19 @@ FAMILY = Family(
             lambda m, x: lambda: fastscore.sliced_score_matching(m.score, x, n_probes=PROJECTIONS),  # type: ignore
             "sliced",
         ),
-        "sliced score matching (5), double backward": _plain(
+        "sliced score matching (5), double backward": provider(
             lambda m, x: losses.sliced(losses.score_of(m), x, PROJECTIONS, reduced=False), "sliced"
         ),
-        "loop of autograd.grad": _plain(lambda m, x: losses.loop(losses.score_of(m), x), everywhere=False),
-        "vmap(jacrev)": _plain(lambda m, x: losses.stacked(m, x, energy=True), everywhere=False),
-        "CUDA graph of denoising": _plain(
+        "loop of autograd.grad": provider(lambda m, x: losses.loop(losses.score_of(m), x), rivals=ALL),
+        "vmap(jacrev)": provider(lambda m, x: losses.stacked(m, x, energy=True), rivals=ALL),
+        "CUDA graph of denoising": provider(
             lambda m, x: losses.denoising(losses.score_of(m), x), "denoising", graph=True
         ),
-        "torchebm, ScoreMatching": _remote("torchebm", everywhere=False),
-        "torchebm, ScoreMatching approx": _remote("torchebm"),
-        "torchebm, SlicedScoreMatching (5)": _remote("torchebm", "sliced"),
-        "torchebm, DenoisingScoreMatching": _remote("torchebm", "denoising"),
-        "JAX, jacfwd of grad": _remote("jax", everywhere=False),
-        "JAX, folx": _remote("folx"),
+        "torchebm, ScoreMatching": remote(rivals=ALL, package="torchebm"),
+        "torchebm, ScoreMatching approx": remote(rivals=FEW, package="torchebm"),
+        "torchebm, SlicedScoreMatching (5)": remote("sliced", rivals=FEW, package="torchebm"),
+        "torchebm, DenoisingScoreMatching": remote("denoising", rivals=FEW, package="torchebm"),
+        "JAX, jacfwd of grad": remote(rivals=ALL),
+        "JAX, folx": remote(rivals=FEW, package="folx"),
     },
 )

@@ -13,7 +13,6 @@ from torch.func import functional_call, hessian, vmap
 import fastscore
 from bench import check as checks
 from bench.families import networks
-from bench.families.training import split
 from bench.registry import Arrays, Call, Case, Family, Provider
 
 SIZES = (50, 768, 768, 512, 512, 1)
@@ -21,24 +20,22 @@ SIZES = (50, 768, 768, 512, 512, 1)
 
 def cases(device: str) -> list[Case]:
     """The published batch is 2048: seconds a call on a GPU, minutes on two cores, so that a CPU has an eighth of it."""
-    batch = 2048 if device == "cuda" else 256
-    products = sum(a * b for a, b in itertools.pairwise(SIZES))
-    return [
-        Case(
-            name=f"Laplacian B={batch}, 50-768-768-512-512-1",
-            settings={"B": batch, "D": SIZES[0]},
-            units=batch,
-            flops=2.0 * products * SIZES[0] * 6,
-            seconds=6.0,
-            headline=True,
-        )
-    ]
+    return [_case(2048 if device == "cuda" else 256)]
+
+
+def _case(batch: int) -> Case:
+    return Case(
+        name=f"Laplacian B={batch}, 50-768-768-512-512-1",
+        settings={"B": batch, "D": SIZES[0]},
+        units=batch,
+        flops=2.0 * sum(a * b for a, b in itertools.pairwise(SIZES)) * SIZES[0] * 6,
+        seconds=6.0,
+        headline=True,
+    )
 
 
 def inputs(case: Case, device: str) -> dict[str, Tensor]:
-    made = networks.weights(SIZES)
-    made["x"] = torch.randn(case.settings["B"], SIZES[0], generator=networks.generator(1))
-    return {name: value.to(device) for name, value in made.items()}
+    return networks.inputs(SIZES, case.settings["B"], device)
 
 
 def _loop(model: nn.Module, x: Tensor) -> Tensor:
@@ -49,7 +46,7 @@ def _loop(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def reference(case: Case, arrays: Arrays) -> dict[str, Tensor]:
-    weights, x = split(arrays)
+    weights, x = networks.split(arrays)
     model = networks.network(weights, "tanh", torch.float64)
     return {"laplacian": torch.cat([_loop(model, part) for part in x.double().split(256)])}
 
@@ -60,13 +57,13 @@ def check(case: Case, arrays: Arrays, found: Any, law: str, results: Sequence[Ar
 
 
 def _naive(case: Case, arrays: Arrays) -> Call:
-    weights, x = split(arrays)
+    weights, x = networks.split(arrays)
     model = networks.network(weights, "tanh")
     return lambda: {"laplacian": _loop(model, x)}
 
 
 def _hessian(case: Case, arrays: Arrays, compiled: bool = False) -> Call:
-    weights, x = split(arrays)
+    weights, x = networks.split(arrays)
     model = networks.network(weights, "tanh")
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
@@ -79,7 +76,7 @@ def _hessian(case: Case, arrays: Arrays, compiled: bool = False) -> Call:
 
 
 def _ours(case: Case, arrays: Arrays) -> Call:
-    weights, x = split(arrays)
+    weights, x = networks.split(arrays)
     model = networks.network(weights, "tanh").requires_grad_(False)
     return lambda: {"laplacian": fastscore.laplacian(model, x, trace="exact").laplacian}
 
@@ -99,6 +96,7 @@ FAMILY = Family(
         "vmap(hessian)": Provider(_hessian),
         "torch.compile of vmap(hessian)": Provider(lambda case, arrays: _hessian(case, arrays, compiled=True)),
         "jet-for-pytorch, collapsed": Provider(None, package="jet-for-pytorch"),
+        "curvlinops, Hessian operator": Provider(None, package="curvlinops-for-pytorch"),
         "JAX, hessian": Provider(None, package="jax"),
         "JAX, folx": Provider(None, package="folx"),
     },

@@ -7,14 +7,14 @@ estimate made in float64 on a part of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench import check
-from bench.registry import Arrays, Call
+from bench import check as checks
+from bench.registry import Arrays, Call, Case
 
 CALLS, PILOTS, ROWS = 4, 32, 512
 TOLERANCE = 5e-3
@@ -30,7 +30,7 @@ class Exact:
     def check(self, results: Sequence[Arrays]) -> None:
         """Raise `WrongError` for results that do not fit."""
         for result in results:
-            check.close(result, self.expected, TOLERANCE)
+            checks.close(result, self.expected, TOLERANCE)
 
 
 @dataclass
@@ -53,7 +53,14 @@ class Estimate:
         """Raise `WrongError` for results that do not fit."""
         got = torch.stack([_statistics(result, self.directions) for result in results])
         error = (self.deviation.square() / len(results) + self.error.square()).sqrt()
-        check.same_mean(list(self.directions), got, self.mean, error, TOLERANCE * self.mean.abs().clamp(min=1.0))
+        checks.same_mean(list(self.directions), got, self.mean, error, TOLERANCE * self.mean.abs().clamp(min=1.0))
+
+
+def check(
+    case: Case, arrays: Arrays, laws: Mapping[str, Exact | Estimate], name: str, results: Sequence[Arrays]
+) -> None:
+    """Raise `WrongError` for results that do not fit the law of that name: the check of every family of losses."""
+    laws[name].check(results)
 
 
 def exact(step: Call) -> Exact:

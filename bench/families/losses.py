@@ -35,6 +35,21 @@ def loop(score: Score, x: Tensor) -> Loss:
     return loss
 
 
+def in_parts(score: Score, x: Tensor) -> Loss:
+    """The loop over a part of the batch at a time, each with its backward, so that float64 fits at any size."""
+    rows = max(64, 2 ** (20 if x.is_cuda else 15) // x.shape[1])
+
+    def loss() -> Tensor:
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for part in x.split(rows):
+            share = loop(score, part)() * (len(part) / len(x))
+            share.backward()
+            total += share.detach()
+        return total.requires_grad_()
+
+    return loss
+
+
 def sliced(score: Score, x: Tensor, n_probes: int = 1, reduced: bool = True) -> Loss:
     """Sliced score matching by a double backward, as published; `reduced` with its reduction of variance."""
 

@@ -28,6 +28,17 @@ def weights(sizes: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
     return found
 
 
+def inputs(sizes: Sequence[int], batch: int, device: str) -> dict[str, Tensor]:
+    """A network's weights, and x of the law it is evaluated at."""
+    made = weights(sizes) | {"x": torch.randn(batch, sizes[0], generator=generator(1))}
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def split(arrays: Arrays) -> tuple[dict[str, Tensor], Tensor]:
+    """The weights and x."""
+    return {name: value for name, value in arrays.items() if name != "x"}, arrays["x"]
+
+
 def network(arrays: Arrays, activation: str = "silu", dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """The network as everybody writes it."""
     layers: list[nn.Module] = []
@@ -65,7 +76,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Call:
     return call
 
 
-def graphed(call: Callable[[], object]) -> Callable[[], object]:
+def graphed(call: Call) -> Call:
     """The same work as one CUDA graph, after three runs to warm up, as PyTorch's manual has it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -77,7 +88,7 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         result = call()
 
-    def replay() -> object:
+    def replay() -> Arrays:
         graph.replay()
         return result
 

@@ -20,6 +20,7 @@ MODULES = {
     "blackjax": "in_blackjax",
     "torchebm": "in_torchebm",
     "jet-for-pytorch": "in_jet",
+    "curvlinops-for-pytorch": "in_curvlinops",
 }
 
 
@@ -69,6 +70,7 @@ def main() -> int:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()
+    clock.settle()
     for line in sys.stdin:
         try:
             answer = worker.answer(json.loads(line))

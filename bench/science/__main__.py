@@ -1,8 +1,8 @@
 """Measure, record in bench/results/science.json, and draw bench/figures from that file and from nothing else.
 
 python -m bench.science                 # all of it: minutes
-python -m bench.science times           # one part; the others stay as they are
-python -m bench.science figures         # draw only
+python -m bench.science descent         # one part; the others stay as they are
+python -m bench.science figures         # draw only, with the seconds of a step that bench/results/cpu.json has now
 """
 
 from __future__ import annotations
@@ -33,14 +33,28 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown part {', '.join(sorted(unknown))}")
     for name in chosen:
         if name in PARTS:
-            _record(name, {"machine": clock.machine(), "found": PARTS[name]()})
-    figures.draw(json.loads(RESULTS.read_text()))
+            _write(_recorded() | {name: {"machine": clock.machine(), "found": PARTS[name]()}})
+    results = costed(_recorded())
+    _write(results)
+    figures.draw(results)
     return 0
 
 
-def _record(name: str, part: dict[str, Any]) -> None:
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[name] = part
+def costed(results: dict[str, Any]) -> dict[str, Any]:
+    """The same with the seconds of a step that cpu.json has now."""
+    parts = {"noise": gradients, "descent": descent}
+    return {
+        name: part | ({"found": parts[name].costed(part["found"])} if name in parts else {})
+        for name, part in results.items()
+    }
+
+
+def _recorded() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def _write(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -37,7 +37,13 @@ LOSSES: dict[str, tuple[Loss, str]] = {  # with the name of its row in cpu.json
 def curves() -> dict[str, Any]:
     """`E |s - s*|^2 / E |s*|^2` on points that training does not see, from the same start and the same data."""
     found = {name: _run(loss) for name, (loss, _) in LOSSES.items()}
-    return summary({"steps": list(range(0, STEPS + 1, EVERY)), "curves": found, "seconds_per_step": _seconds()})
+    return costed({"steps": list(range(0, STEPS + 1, EVERY)), "curves": found})
+
+
+def costed(found: dict[str, Any]) -> dict[str, Any]:
+    """The same with the seconds of a step that are recorded now, and what follows from them."""
+    rows = step_seconds(DIM)
+    return summary(found | {"seconds_per_step": {name: rows[row] for name, (_, row) in LOSSES.items()}})
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +74,3 @@ def _run(loss: Loss) -> list[float]:
         loss(net, target.sample(BATCH, seed=step), step).backward()
         optimizer.step()
     return errors
-
-
-def _seconds() -> dict[str, float]:
-    rows = step_seconds(DIM)
-    return {name: rows[row] for name, (_, row) in LOSSES.items()}
