@@ -63,13 +63,14 @@ rivals: $(READY) ## JAX, torchebm, blackjax, folx, jet-for-pytorch and curvlinop
 	$(BIN)/python -m bench.rivals $(ARGS)
 
 # A GPU machine often has its own PyTorch and no network, so this uses PYTHON as it is, from the bare checkout. Its
-# versions are not the pinned ones: their warnings are shown (-W default), not raised.
+# versions are not the pinned ones: their warnings are shown (-W default), not raised. Compiling the kernels is most of
+# the tests' time, so that eight processes do it where there is pytest-xdist.
 gpu: export PYTHONPATH := .:kernels
 gpu: ## the kernel tests, then the benchmark, on a GPU, with the machine's own Python
 	@$(PYTHON) -c 'import pytest' || { echo 'make gpu: $(PYTHON) has no pytest; install it, or name another PYTHON=' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo 'make gpu: torch of $(PYTHON) sees no CUDA device' >&2; exit 1; }
-	$(PYTHON) -m pytest -q -W default -m "not slow" tests/kernels $(ARGS)
+	$(PYTHON) -m pytest -q -W default -m "not slow" $$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) tests/kernels $(ARGS)
 	$(PYTHON) -m bench --device cuda
 
 clean: ## remove .venv and everything built or cached here

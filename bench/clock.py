@@ -13,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,36 @@ def compare(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, 
             "rounds": len(measured),
         }
     return rows
+
+
+class Others:
+    """How much of the machine went to others while we measured: the host, and processes that are not ours.
+
+    They do not disturb all contenders alike: threads that wait for each other in a loop lose a hundred times more than
+    threads that sleep. What was measured beside them is not worth telling.
+    """
+
+    def __init__(self, processes: Sequence[int]) -> None:
+        self.processes, self.begun = processes, time.perf_counter()
+        self.before = self._seconds()
+
+    def share(self) -> float | None:
+        """Of all processors' time since the beginning, None where the system does not tell."""
+        now = self._seconds()
+        if now is None or self.before is None:
+            return None
+        whole = (time.perf_counter() - self.begun) * (os.cpu_count() or 1)
+        return rounded(max(0.0, now - self.before) / whole)
+
+    def _seconds(self) -> float | None:
+        """Seconds of work of everybody (user, nice, system, interrupts, stolen), less ours."""
+        try:
+            fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+            ours = [Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split() for process in self.processes]
+        except (OSError, IndexError, ValueError):
+            return None
+        ticks = sum(fields[:3]) + sum(fields[5:]) - sum(int(one[11]) + int(one[12]) for one in ours)
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def rounded(value: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ from bench.registry import Arrays, Call, Case, Family, NotRunError, Provider, Wr
 from bench.rivals import Rivals
 
 Turns = dict[str, Callable[[], float]]
+DISTURBED = 0.05
+"""The share of the machine that others may have; an idle one gives them a hundredth."""
 
 
 def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seconds: float) -> dict[str, Any]:
@@ -45,7 +48,9 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
             not_run[name] = quoted(error)
     if family.base not in turns:
         raise RuntimeError(f"{case.name}: no {family.base}: {refused | not_run}")
+    others = clock.Others([os.getpid()] + ([rivals.process.pid] if rivals and rivals.process else []))
     rows = clock.compare(clock.race(turns, family.base, seconds), family.base)
+    disturbed = others.share()
     for name, row in rows.items():
         row |= {"seconds_per_unit": clock.rounded(row["seconds"] / case.units), "law": family.providers[name].law}
     del turns, arrays
@@ -57,7 +62,7 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
         "settings": dict(case.settings),
         "headline": case.headline,
     }
-    work = {"unit": family.unit, "units": case.units, "bytes": case.bytes, "flops": case.flops}
+    work = {"unit": family.unit, "units": case.units, "bytes": case.bytes, "flops": case.flops, "others": disturbed}
     return described | work | {"base": family.base, "rows": rows, "refused": refused, "not_run": not_run}
 
 
@@ -127,6 +132,8 @@ def table(result: dict[str, Any]) -> Iterable[str]:
         ]
         low, high = row["spread"]
         yield f"  {row['ratio']:9.3g}  [{low:.3g}, {high:.3g}]  {name}  " + ", ".join(rates)
+    if (result["others"] or 0.0) > DISTURBED:
+        yield f"    DISTURBED: {result['others']:.0%} of the machine went to others; measure again when it is idle"
     for name, reason in result["refused"].items():
         yield f"    REFUSED  {name}: {reason}"
     for name, reason in result["not_run"].items():

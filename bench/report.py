@@ -18,6 +18,7 @@ CHART = ROOT / "docs" / "benchmark.svg"
 BEGIN, END = "<!-- figures: python -m bench.report -->", "<!-- end of figures -->"
 
 Results = dict[str, Any]
+WIDE = 1.25
 
 TRAINING = {
     "exact, fastscore": ("fastscore, exact",),
@@ -29,6 +30,7 @@ TRAINING = {
     "Hutchinson, fastscore": ("fastscore, Hutchinson",),
     "Hutchinson, JAX `jvp`": ("JAX, Hutchinson by jvp",),
     "Hutchinson, double backward": ("sliced score matching, double backward",),
+    "denoising, fastscore": ("fastscore, denoising",),
 }
 SAMPLING = {
     "fastscore": ("fastscore",),
@@ -47,11 +49,17 @@ def newest(device: str, folder: Path = FOLDER) -> Results | None:
 
 
 def cells(row: dict[str, Any], columns: dict[str, Sequence[str]], inverse: bool) -> list[str]:
-    """The ratios of a case under the columns, empty where there is none; `inverse` as so many times as fast."""
+    """The ratios of a case under the columns, empty where there is none; `inverse` as so many times as fast.
+
+    Quartiles that are more than a quarter apart are told with it.
+    """
     found = []
     for names in columns.values():
-        ratios = [row["rows"][name]["ratio"] for name in names if name in row["rows"]]
-        found.append(f"{1 / ratios[0] if inverse else ratios[0]:.2g}" if ratios else "")
+        rows = [row["rows"][name] for name in names if name in row["rows"]]
+        figures = [rows[0]["ratio"], *rows[0]["spread"]] if rows else []
+        ratio, *ends = [f"{1 / figure if inverse else figure:.2g}" for figure in figures] or [""]
+        wide = bool(rows) and rows[0]["spread"][1] > WIDE * rows[0]["spread"][0]
+        found.append(f"{ratio} ({' to '.join(sorted(ends, key=float))})" if wide else ratio)
     return found
 
 
@@ -77,7 +85,8 @@ def tables(results: Results) -> list[str]:
         "",
         *markdown(["", *SAMPLING], [[case["name"], *cells(case, SAMPLING, True)] for case in sampling]),
         "",
-        f"*{described(results)}. B rows, D dimensions, L hidden layers of H; medians of interleaved rounds.*",
+        f"*{described(results)}. B rows, D dimensions, L hidden layers of H; medians of interleaved rounds;*",
+        "*quartiles in brackets where they are more than a quarter apart.*",
     ]
 
 

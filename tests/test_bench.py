@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import chart, clock, compare, memory, report
+from bench import chart, clock, compare, memory, prose, report
 from bench.families import chains, networks, noise, steps, training
 from bench.registry import NotRunError, Provider, WrongError, families
 from bench.rivals import Rivals, worker
@@ -130,6 +132,34 @@ def test_a_slow_contender_does_not_cost_a_fast_one_its_rounds(monkeypatch: pytes
     assert {name: len(found) for name, found in alone.items()} == {"base": 5, "slow": 5}
 
 
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="reads Linux's /proc")
+def test_what_others_do_is_told_apart_from_what_we_do() -> None:
+    watches = clock.Others([]), clock.Others([os.getpid()])
+    begun = time.process_time()
+    while time.process_time() < begun + 0.5:
+        pass
+    everybody, others = (watch.share() * (time.perf_counter() - watch.begun) * os.cpu_count() for watch in watches)
+    assert others >= 0 and everybody - others == pytest.approx(0.5, abs=0.1)
+    assert clock.Others([1 << 30]).share() is None
+
+
+def test_a_number_in_a_text_is_written_into_its_sentence() -> None:
+    text = "It took 3 seconds, and 1,024.5\nof them were spent. The end."
+    assert prose.written(text, "took {} seconds, and {} of them", ["7", "0.5"]) == text.replace("3 s", "7 s").replace(
+        "1,024.5", "0.5"
+    )
+    for sentence in ("took {} minutes", "{}"):
+        with pytest.raises(ValueError, match="times"):
+            prose.written(text, sentence, ["7"])
+
+
+def test_a_wide_spread_is_told() -> None:
+    rows = {"fastscore": {"ratio": 0.5, "spread": [0.4, 0.6]}, "JAX": {"ratio": 0.8, "spread": [0.79, 0.81]}}
+    columns = {"ours": ("fastscore",), "JAX": ("JAX",), "none": ("torchebm",)}
+    assert report.cells({"rows": rows}, columns, inverse=True) == ["2 (1.7 to 2.5)", "1.2", ""]
+    assert report.cells({"rows": rows}, columns, inverse=False) == ["0.5 (0.4 to 0.6)", "0.8", ""]
+
+
 def test_a_gpu_is_timed_between_events_with_its_cache_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     taken = iter([5.0, 1.0, 3.0] * 4)
@@ -158,6 +188,7 @@ def test_the_command_writes_one_file_a_machine_and_commit(tmp_path: Path, capsys
     assert {"device", "torch", "python", "date", "commit", "threads", "rivals"} <= set(found["machine"])
     (case,) = found["cases"]
     assert {"naive eager", "eager in place", "fastscore"} == set(case["rows"])
+    assert case["others"] is None or 0 <= case["others"] <= 1
     assert all(row["rounds"] >= clock.ROUNDS[0] and len(row["spread"]) == 2 for row in case["rows"].values())
     assert "naive eager takes" in capsys.readouterr().out
     assert command.main(["--only", "one step", "--budget", "1e-9", "--out", str(path)]) == 0

@@ -29,8 +29,8 @@ CPU = [
 ]
 CUDA = [
     (2**22, 64, False, True),
-    (15_625, 64, True, True),
-    (500_000, 2, False, True),
+    (15_625, 64, True, False),
+    (500_000, 2, False, False),
     *((n // 64, 64, False, False) for n in (10**3, 10**4, 10**5, 10**7, 3 * 10**8)),
 ]
 BFLOAT16 = (2**22, 64, False, True)
