@@ -35,6 +35,7 @@ NOISE = (P + "test_random123", P + "test_words_at_the_edges_of_32_bits", P + "te
 STEP = ("tests/reference/test_langevin.py", "tests/ops/test_langevin.py")
 PHILOX = "fastscore/reference/philox.py"
 OPS = "fastscore/ops/langevin.py"
+KERNELS = "kernels/fastscore_kernels/"
 ROUNDS = ("tests/kernels/test_philox.py", "tests/kernels/test_noise.py")
 FUSED_STEP = ("tests/kernels/test_langevin.py",)
 TRITON = "kernels/fastscore_kernels/philox.py"
@@ -75,7 +76,7 @@ IN_THE_NOISE = [
     Mutant(5, "triton: mask of the rows", TRITON, "(rows < n_chains - first_row) & (groups", "(groups", FUSED_STEP),
     Mutant(6, "triton: mask of the groups", TRITON, "& (groups < n_groups)", "", ROUNDS),
     Mutant(
-        1, "triton: 32-bit rows", TRITON, ".to(tl.int64) * BLOCK_CHAINS", " * BLOCK_CHAINS", ("tests/audit/test_audit.py",)
+        1, "triton: 32-bit rows", TRITON, ".to(tl.int64) * BLOCK_CHAINS", " * BLOCK_CHAINS", ("tests/audit/test_audit.py::test_rows_are_addressed_in_64_bits",)
     ),
 ]
 
@@ -131,6 +132,45 @@ IN_NETWORKS = [
     Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py::test_a_changed_network_is_not_read_from_its_layers",)),
 ]
 
+JETS, UP, DOWN = KERNELS + "jets.py", KERNELS + "mlp_ascent.py", KERNELS + "mlp_descent.py"
+LAYERED = "tests/kernels/test_mlp_layers.py::test_values_and_all_gradients_match_brute_force"
+PROBE, DUAL = ("tests/kernels/test_probes.py",), "tests/kernels/test_mlp_dual.py::"
+DUAL_VALUES = (DUAL + "test_values_and_all_gradients_match_brute_force",)
+CONTRACTED = "tests/kernels/test_contraction.py::"
+
+IN_KERNELS = [
+    Mutant(13, "bf16 not rounded", KERNELS + "mlp_tiles.py", "a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)", "pass", ("tests/audit/test_mlp.py::test_products_and_rows_are_what_the_table_says",)),
+    Mutant(1, "networks: 32-bit rows", KERNELS + "mlp_forward.py", "first = tl.program_id(0).to(tl.int64) * ROWS", "first = tl.program_id(0) * ROWS", ("tests/audit/test_mlp.py::test_products_and_rows_are_what_the_table_says",)),
+    Mutant(6, "jets: mask of the units", JETS, "(rows < n_rows - first) & (units[None, :] < H)", "(rows < n_rows - first)", (LAYERED + "[trace-3]",)),
+    Mutant(20, "jets: slope for curvature", JETS, "hl = e * q", "hl = d * q", (LAYERED + "[energy-1]",)),
+    Mutant(20, "jets: half of the mixed term", JETS, "dzd += 2.0 * e * dhl * zd", "dzd += e * dhl * zd", (LAYERED + "[energy-2]",)),
+    Mutant(20, "jets: third derivative dropped", JETS, "dz += dhl * q * activations.third(z, PHI)", "pass", (LAYERED + "[energy-1]",)),
+    Mutant(20, "jets: residual tangent", JETS, "hd += tangent(hd_below_ptr, first, n_rows, k, units, ROWS, H, K)", "pass", (LAYERED + "[estimate-3-residuals]",)),
+    Mutant(32, "jets: one block's form over another's", JETS, "start = (tl.program_id(1).to(tl.int64) * n_rows + first) * K", "start = first * K", (LAYERED + "[estimate-2-two-blocks]",)),
+    Mutant(23, "jets: upstream of the form", JETS, "dhd = g * weights_of_form", "dhd = weights_of_form", (LAYERED + "[estimate-2]",)),
+    Mutant(6, "jets: units left out", KERNELS + "jet_layers.py", 'triton.cdiv(width, options["UNITS"])), options', "1), options", (LAYERED + "[trace-3-two-blocks]",)),
+    Mutant(47, "layers: sign of the score", UP, "(-forms, product(cast", "(forms, product(cast", (LAYERED + "[energy-2]",)),
+    Mutant(20, "layers: residual of the form", UP, "weights += form.parameters[3]", "pass", (LAYERED + "[trace-3-residual-3]",)),
+    Mutant(20, "layers: what h_1 adds to the trace", UP, "values = (values[0] + product(slopes[0], form.parameters[-1].unsqueeze(1)),)", "pass", (LAYERED + "[trace-2-too-wide-residual]",)),
+    Mutant(23, "layers: upstream of the last slopes", DOWN, "product(flat, outward).mul_(g)", "product(flat, outward)", (LAYERED + "[trace-3]",)),
+    Mutant(20, "layers: residual past the form", DOWN, "straight = straight._replace(tangents=g.unsqueeze(2) * p)", "pass", (LAYERED + "[estimate-6-residual-6]",)),
+    Mutant(20, "layers: residual at the first slopes", DOWN, "found += (past * form.parameters[2]).sum(1)", "pass", (LAYERED + "[trace-3-residual-2]",)),
+    Mutant(32, "layers: sums that start anywhere", KERNELS + "mlp_layers.py", 'torch.empty if key[0] in ("x", "shift") else torch.zeros', "torch.empty", (LAYERED + "[trace-3]",)),
+    Mutant(20, "networks: the probe's curvature", KERNELS + "mlp_backward.py", "dz2 += g * carried * e2", "dz2 += g * carried * d2", DUAL_VALUES),
+    Mutant(20, "networks: curvature of the first layer", KERNELS + "mlp_backward.py", "dz1 = dh1 * d1 + dd1 * e1", "dz1 = dh1 * d1", DUAL_VALUES),
+    Mutant(23, "networks: upstream of the probe", KERNELS + "mlp_backward.py", "keep(hd2_ptr, g * d2 * carried", "keep(hd2_ptr, d2 * carried", DUAL_VALUES),
+    Mutant(38, "networks: every tile the first's probes", KERNELS + "mlp_forward.py", "first_chain + first + tl.arange(0, ROWS)", "first_chain + tl.arange(0, ROWS)", DUAL_VALUES),
+    Mutant(29, "networks: every chunk the first's probes", KERNELS + "mlp.py", "self.probe.first_sample + rows.start", "self.probe.first_sample", (DUAL + "test_chunks_of_the_batch_add_up",)),
+    Mutant(20, "chains: residual of the reverse pass", KERNELS + "chain_mlp.py", "a = below + a if RESIDUALS[DEPTH - back] else below", "a = below", (C + "test_networks",)),
+    Mutant(42, "probes: swapped lanes", KERNELS + "probes.py", "tl.where(lane % 2 == 0, cos, sin)", "tl.where(lane % 2 == 0, sin, cos)", PROBE),
+    Mutant(45, "probes: another word's bits", KERNELS + "probes.py", "tl.where(at == 1, w1, tl.where", "tl.where(at == 1, w2, tl.where", PROBE),
+    Mutant(32, "contraction: one block's sum over another's", KERNELS + "contraction.py", "at = (block * n_probes + k) * n_chains + first_row", "at = k * n_chains + first_row", (CONTRACTED + "test_values",)),
+    Mutant(38, "contraction: every probe the first", KERNELS + "contraction.py", "probe = first_probe + k", "probe = first_probe", (CONTRACTED + "test_values",)),
+    Mutant(6, "contraction: mask of the features", KERNELS + "contraction.py", "s = tl.load(score_ptr + start + (rows[:, :, None] * n_features + feature), mask=mask, other=0.0)", "s = tl.load(score_ptr + start + (rows[:, :, None] * n_features + feature), mask=inside[:, :, None], other=0.0)", (CONTRACTED + "test_values",)),
+    Mutant(23, "contraction: upstream of the squares", KERNELS + "contraction.py", "g * s.to(g.dtype)", "s.to(g.dtype)", (CONTRACTED + "test_gradients",)),
+    Mutant(20, "contraction: a launch inside the backward", "fastscore/ops/contraction.py", "if torch.is_grad_enabled() or transformed(given)", "if transformed(given)", (CONTRACTED + "test_second_derivatives",)),
+]
+
 IN_TRACES = [
     Mutant(48, "hutchinson: sum of the probes", "fastscore/divergence.py", "found, found.kept.mean(0)", "found, found.kept.sum(0)", TRACE),
     Mutant(48, "standard error of one probe", "fastscore/divergence.py", "(k * (k - 1))", "k", TRACE),
@@ -166,4 +206,4 @@ IN_ARGUMENTS = [
     Mutant(49, "an integer score", "fastscore/_checks.py", "if not score.is_floating_point():", "if False:", ERRORS),
 ]
 
-MUTANTS = [*IN_THE_NOISE, *IN_THE_STEP, *IN_NETWORKS, *IN_TRACES, *IN_SAMPLERS, *IN_ARGUMENTS]
+MUTANTS = [*IN_THE_NOISE, *IN_THE_STEP, *IN_NETWORKS, *IN_KERNELS, *IN_TRACES, *IN_SAMPLERS, *IN_ARGUMENTS]

@@ -13,6 +13,7 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
 OPERATIONS = [f"{family}_{name}" for family in ("mlp", "dual") for name in ("forward", "upper", "lower")]
 QUICK = {"sm_90": r"mlp_\w+ \w+ H=256 D=16 L=2 residual|dual_\w+ (tf32x3|bf16) H=256 D=16 L=2"}
+QUICK["sm_90"] += r"|dual_lower tf32 H=64 D=16 L=2 normal"  # the tightest
 QUICK[audit.AMD] = r"mlp_\w+ ieee H=256 D=16 L=2 residual"
 
 
