@@ -41,6 +41,7 @@ FUSED_STEP = ("tests/kernels/test_langevin.py",)
 TRITON = "kernels/fastscore_kernels/philox.py"
 FUSED = "kernels/fastscore_kernels/langevin.py"
 CHAIN = "kernels/fastscore_kernels/chain.py"
+COMPILED, T = "fastscore/ops/_cpu_source_targets.py", "tests/ops/test_cpu_target.py::"
 KERNEL_MLP = (K + "test_values_and_all_gradients_match_brute_force",)
 MLP = (M + "test_values_and_all_gradients",)
 FORMS = "fastscore/ops/mlp_forms.py"
@@ -196,6 +197,12 @@ IN_SAMPLERS = [
     Mutant(49, "triton: a frozen chain goes on", CHAIN, "tl.where((first_bad >= 0)[None, :], x, moved)", "moved", (C + "test_the_first_bad_step_of_every_chain",)),
     Mutant(52, "triton: a chain's noise starts anew", CHAIN, "first_step + k, first_chain + chains", "k, first_chain + chains", (C + "test_cuts_in_time_and_in_the_batch_change_no_bit",)),
     Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(moved < low, low, tl.where(moved > high, high, moved))", "tl.where(moved > low, tl.where(moved < high, moved, high), low)", (C + "test_the_first_bad_step_of_every_chain",)),
+    Mutant(47, "compiled mala: the reverse proposal", COMPILED, "<= to_p[i] - p[i] + back[i] - forth[i]", "<= to_p[i] - p[i]", (T + "test_chains_are_the_generic_ones",)),
+    Mutant(47, "compiled baoab: the last kick", COMPILED, "velocity[d * W + i] += h * score[d * W + i]", "velocity[d * W + i] += score[d * W + i]", (T + "test_chains_are_the_generic_ones",)),
+    Mutant(18, "compiled mala: a lost chain is refused", COMPILED, "state[j] = lost[i] ? NAN : (accept", "state[j] = (accept", (T + "test_a_bad_chain_is_found_inside_a_leap",)),
+    Mutant(39, "compiled: every part the first", COMPILED, "chain[i] = first_chain + row + (u64)i;\n    take(x, row, n, dim, state)", "chain[i] = row + (u64)i;\n    take(x, row, n, dim, state)", (T + "test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(35, "what a leap keeps, one late", "fastscore/samplers/algorithm.py", "return self.first - self.thin", "return self.first", ("tests/kernels/test_samplers.py::test_kept_states_leave_inside_a_launch",)),
+    Mutant(49, "a frozen chain goes on in a path", "fastscore/samplers/chain.py", "settled[0].unsqueeze(1), path)", "path, path)", ("tests/kernels/test_samplers.py::test_frozen_chains_stay_on_the_path",)),
 ]
 
 IN_ARGUMENTS = [
