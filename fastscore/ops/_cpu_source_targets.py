@@ -11,7 +11,7 @@ typedef struct Target {
   union { Mixture mixture; Network network; struct { float barrier, log_normaliser; } wells; } of;
 } Target;
 
-/* log(x) of a normal number x > 0: -2 log(1 + f) = f P(f), as the noise has it. */
+/* log(x) of a normal number x > 0, NaN of NaN: -2 log(1 + f) = f P(f), as the noise has it. */
 static inline float logarithm(float x) {
   const int32_t u = (int32_t)as_bits(x), exponent = (u - 0x3F3504F3) & -0x800000;
   const float f = as_float((u32)(u - exponent)) - 1.0f;
@@ -23,7 +23,7 @@ static inline float logarithm(float x) {
   p = p * f + -0.6667011735653527f;
   p = p * f + 1.0000073026645644f;
   p = p * f + -1.9999998906458825f;
-  return (float)exponent * (float)(0.6931471805599453 * 0x1p-23) - 0.5f * (p * f);
+  return x == x ? (float)exponent * (float)(0.6931471805599453 * 0x1p-23) - 0.5f * (p * f) : x;
 }
 
 static inline int infinite_or_nan(float x) { return (as_bits(x) & 0x7F800000u) == 0x7F800000u; }
@@ -52,7 +52,7 @@ static void mixture_log_prob(const Target *target, const float *x, float *restri
     }
     for (int i = 0; i < W; i++) {
       logit[i] = m->log_scale[k] - 0.5f * square[i];
-      top[i] = logit[i] <= top[i] ? top[i] : logit[i]; /* a NaN goes through */
+      top[i] = logit[i] > top[i] || logit[i] != logit[i] ? logit[i] : top[i]; /* a NaN stays */
     }
   }
   for (int k = 0; k < m->n_components; k++)
