@@ -134,7 +134,7 @@ def test_a_bad_chain_is_found_inside_a_leap(sampler: Run, policy: str) -> None:
     run = partial(sampler, target.score, target.log_prob)
     x = noise.normal((100, target.dim), seed=0, stream=5)
     clean = run(x[:70], 600)
-    x[70, 1] = torch.nan if sampler is corrected else 1e30
+    x[70, 1] = 1e30  # the score is not a number, or grows without end
     if policy == "raise":
         with pytest.raises(fastscore.NonFiniteError, match="chain 75 is not finite after step 0"):
             run(x, 600, first_chain=5)
@@ -142,13 +142,13 @@ def test_a_bad_chain_is_found_inside_a_leap(sampler: Run, policy: str) -> None:
     found, diagnostics = run(x, 600, on_nonfinite=policy, return_diagnostics=True, thin=600)
     assert torch.equal(found[:70], clean)
     if policy == "freeze":
-        assert torch.equal(found[70], x[70]) or (sampler is corrected and bool(found[70].isnan().any()))
+        assert torch.equal(found[70], x[70])
     assert int(diagnostics["first_nonfinite"][70]) == (0 if policy == "freeze" else -1)
 
 
 @pytest.mark.parametrize("value", [1e25, 3e38])
-def test_mala_refuses_to_leave_for_where_nothing_is(value: float) -> None:
-    """Where every component's logarithm overflows the density is 0: generic and compiled chains agree on that, too."""
+def test_mala_from_where_the_density_is_0_is_the_generic_chain(value: float) -> None:
+    """Every component's logarithm overflows there, and the score is not a number: such a chain is lost, not stuck."""
     target = TARGETS["ring"]
     x = torch.zeros(3, 2)
     x[1] = value
