@@ -119,7 +119,7 @@ def _generic(plan: Plan, fn: _checks.Score, x: Tensor, cond: Any, how: Request, 
 
     def call() -> object:
         row, given = x[:1].detach().clone(), _forms.cut(cond, batch, 0, 1)
-        with Watch(forward=False):
+        with Watch(forward=False), torch.enable_grad():  # it may take the gradient of an energy
             return energies(fn, row, given) if energy else _checks.evaluate(fn, row, given)
 
     flops, written = (batch * count for count in _count(call))

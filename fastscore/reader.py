@@ -15,8 +15,9 @@ Read: Linear layers (or `x @ W + b`, `einsum`) and the activations of `fastscore
 functions, lambdas, partials and loops, in place or not; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions
 concatenated or added, before or after the activations; reshapes of the event; constant or per-row scales of x, of the
 output, and an added multiple of x; scales and offsets feature by feature, `(x - mean) / std` say, that are the same
-for all rows; weights computed from parameters (`torch.nn.utils.parametrizations`), `torch.func.functional_call` on
-ordinary tensors, tied and frozen parameters, checkpointing, dropout that is off.
+for all rows; the gradient of such an energy by `torch.autograd.grad` with `create_graph=True`; weights computed from
+parameters (`torch.nn.utils.parametrizations`), `torch.func.functional_call` on ordinary tensors, tied and frozen
+parameters, checkpointing, dropout that is off.
 
 Declined: other operations on x (piecewise linear activations among them), fewer than one hidden layer, dropout that is
 on and other random numbers, hooks, autocast, Python values read from tensors, other in-place writes, custom autograd
@@ -112,6 +113,8 @@ def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> 
             point = torch.ones_like(x[:rows], requires_grad=x.requires_grad)
             _, recorder = _recorded(fn, point, few, Snapshot(fn))
     except Exception as error:  # of the callable's own, on a part of the batch
+        if "saved tensor hooks" in str(error):
+            return "it uses torch.func, which cannot be recorded; torch.autograd.grad with create_graph=True can"
         return str(error)
     return recorder.reason or (f"{recorder.lost} of x has no rule" if recorder.lost else "it is not a chain of layers")
 

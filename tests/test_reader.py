@@ -92,7 +92,8 @@ def test_energies():
     check_energy_score(energy.score, x, t)
     check_energy_score(lambda y: energy.score(y, t), x)
     check_energy_score(lambda y: energy.score(y, cond=torch.tensor(0.3)).reshape(B, D), x)
-    for fn in (lambda y: energy.score(y / 2, t), lambda y: -energy.score(y, t), lambda y: energy.score(y, t) + y):
+    check_energy_score(lambda y: -energy.score(y, t), x)
+    for fn in (lambda y: energy.score(y / 2, t), lambda y: energy.score(y, t) + y):
         assert read(fn, x) is None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastscore._reading.record import Call, Recorder
-from fastscore._reading.symbols import OPAQUE, Affine, Gate, Hidden, Input, Moved, Ref, Scale, Symbol
+from fastscore._reading.symbols import OPAQUE, Affine, Descent, Gate, Hidden, Input, Moved, Ref, Scale, Symbol, Total
 
 
 def times(recorder: Recorder, a: Scale, b: Scale) -> Scale:
@@ -71,12 +71,22 @@ def scaled(recorder: Recorder, symbol: Any, by: Scale) -> Symbol:
     if by is not None and isinstance(symbol, Affine):
         skip = None if symbol.skip is None else times(recorder, symbol.skip, by)
         return replace(symbol, scale=times(recorder, symbol.scale, by), skip=skip)
+    if isinstance(symbol, (Total, Descent)) and by is not None:
+        energy = replace(symbol.energy, scale=times(recorder, symbol.energy.scale, by))
+        return replace(symbol, energy=_tidy(recorder, energy))
     if by is None or not isinstance(symbol, (Hidden, Moved)):
         return OPAQUE
     if isinstance(symbol, Moved) and isinstance(symbol.base, Input):
         offsets = tuple(_product(recorder, offset, by) for offset in symbol.offsets)
         return Moved(Input(times(recorder, symbol.base.scale, by)), symbol.gain, offsets)
     return stretched(recorder, symbol, by) if shared(recorder, by) else OPAQUE
+
+
+def _tidy(recorder: Recorder, energy: Affine) -> Affine:
+    """The same energy with its scale in the last weight, unless it is one per row."""
+    if energy.scale == 1.0:
+        return replace(energy, scale=None)
+    return plain(recorder, energy) or energy
 
 
 def stretched(recorder: Recorder, symbol: Any, by: Ref | float) -> Symbol:

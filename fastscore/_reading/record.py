@@ -147,7 +147,10 @@ class Recorder(TorchFunctionMode):
         tensors = list(tensors_in((args, keywords)))
         symbols = [self.symbol(tensor) for tensor in tensors]
         given = pytree.tree_map_only(Tensor, self.symbol, (args, keywords))
+        idle = _changes_nothing(func, args)
         result = func(*args, **keywords)
+        if idle:
+            return result
         if any(tensor._version != self._symbols[id(tensor)][1] for tensor in tensors):
             self._overwrite(func, name, args, given, result)
             return result
@@ -189,6 +192,8 @@ class Recorder(TorchFunctionMode):
     def _follow(self, func: Callable[..., Any], args: Any, given: Any, result: Any) -> Symbol:
         """What an operation makes of x."""
         rule = self.rules.get(func)
+        if func is torch.autograd.grad and len(result) == 1:
+            (result,) = result
         if rule is None or not isinstance(result, Tensor):
             return OPAQUE
         if result.dtype != self.x.dtype or result.device != self.x.device or not result.requires_grad:
@@ -238,6 +243,14 @@ class Call:
     tensors: tuple[Any, ...]
     args: tuple[Any, ...]
     keywords: dict[str, Any]
+
+
+def _changes_nothing(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a call switches autograd on where it is on, for a tensor or for what follows."""
+    if function is torch._C._set_grad_enabled:
+        return args == (True,) and torch.is_grad_enabled()
+    named = getattr(function, "__self__", None) is Tensor.requires_grad or function is Tensor.requires_grad_
+    return named and args[1:] in ((), (True,)) and args[0].requires_grad
 
 
 Rules = dict[Callable[..., Any], Callable[[Call], Symbol]]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fastscore._reading import linear
 from fastscore._reading.algebra import factor, features, number, opened, plain, plus, scaled, shared, stretched, two
 from fastscore._reading.record import Call, Recorder, Rules
-from fastscore._reading.symbols import OPAQUE, Affine, Gate, Hidden, Input, Moved, Ref, Symbol
+from fastscore._reading.symbols import OPAQUE, Affine, Descent, Gate, Hidden, Input, Moved, Ref, Symbol, Total
 
 
 def _mul(call: Call) -> Symbol:
@@ -197,6 +197,28 @@ def _dropout(call: Call) -> Symbol:
     return OPAQUE if training and probability else _same(call)
 
 
+def _total(call: Call) -> Symbol:
+    """The sum of everything, of one value a sample."""
+    energy, value = call.args[0], call.tensors[0]
+    whole = len(call.args) == 1 and not call.keywords and value.shape[1:].numel() == 1
+    return Total(energy) if whole and isinstance(energy, Affine) and energy.skip is None else OPAQUE
+
+
+def _gradient(call: Call) -> Symbol:
+    """`torch.autograd.grad` of energies, summed or with ones for gradients, in x; what it returned must depend on x."""
+    given = dict(zip(("outputs", "inputs", "grad_outputs"), call.args, strict=False)) | call.keywords
+    (y,), (x,), seeds = given["outputs"], given["inputs"], given.get("grad_outputs")
+    if not isinstance(x, Input) or x.scale is not None or given.get("is_grads_batched"):
+        return OPAQUE
+    if isinstance(y, Affine) and y.skip is None and seeds is not None:
+        (ones,) = seeds if isinstance(seeds, (tuple, list)) else (seeds,)
+        made = [step.function for step in call.recorder.steps if step.index == ones.index]
+        return scaled(call.recorder, Descent(y), -1.0) if made == [torch.ones_like] else OPAQUE
+    if not isinstance(y, Total) or seeds not in (None, (None,)):
+        return OPAQUE
+    return scaled(call.recorder, Descent(y.energy), -1.0)
+
+
 def _methods(*names: str) -> list[Callable[..., Any]]:
     """The functions of these names in `torch`, `torch.nn.functional` and `Tensor`."""
     spaces = (torch, F, Tensor)
@@ -230,6 +252,8 @@ RULES: Rules = {
         (_same, _methods("view", "reshape", "flatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "unflatten")),
         (_same, _methods("contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as")),
         (_getitem, [Tensor.__getitem__]),
+        (_total, _methods("sum")),
+        (_gradient, [torch.autograd.grad]),
         (_dropout, _methods("dropout", "dropout1d", "alpha_dropout", "feature_alpha_dropout")),
     )
     for function in functions

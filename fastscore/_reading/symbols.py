@@ -75,8 +75,15 @@ class Cat:
 
 
 @dataclass(frozen=True, eq=False)
+class Total:
+    """The sum over the batch of an energy, one value a sample."""
+
+    energy: Affine
+
+
+@dataclass(frozen=True, eq=False)
 class Descent:
-    """`-grad energy(x)`: what an energy network's own score returns."""
+    """`-grad energy(x)`: what an energy network's own score returns, or `torch.autograd.grad` makes of a `Total`."""
 
     energy: Affine
 
@@ -87,4 +94,4 @@ class Opaque:
 
 
 OPAQUE = Opaque()
-Symbol = Input | Affine | Gate | Hidden | Moved | Cat | Descent | Opaque
+Symbol = Input | Affine | Gate | Hidden | Moved | Cat | Total | Descent | Opaque
