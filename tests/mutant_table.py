@@ -126,7 +126,7 @@ IN_NETWORKS = [
     Mutant(20, "compiled: silu'''", "fastscore/ops/_cpu_source_layers.py", "MADD(-6.0f, s1, 1.0f), 3.0f * m)", "MADD(-6.0f, s1, 1.0f), m)", ("tests/ops/test_cpu_layers.py::test_jets_err_at_most_twice_as_much_as_torch",)),
     Mutant(17, "gelu overflows", "fastscore/reference/activations.py", "z.clamp(-39, 39)", "z", ACTIVATIONS),
     Mutant(20, "silu''", "fastscore/reference/activations.py", "2 * s1 + z * s2", "s1 + z * s2", ACTIVATIONS),
-    Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + last if mlp.residuals[-1] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
+    Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + leaving if mlp.residuals[final] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
     Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", (K + "test_strided_inputs_and_gradients",)),
     Mutant(23, "triton: upstream of the trace", "kernels/fastscore_kernels/mlp_backward.py", "keep(gd2_ptr, g * d2", "keep(gd2_ptr, d2", KERNEL_MLP),
     Mutant(6, "triton: rows past the end", "kernels/fastscore_kernels/mlp_forward.py", "trace, mask=rows < n_rows - first", "trace, mask=rows < ROWS", KERNEL_MLP),
