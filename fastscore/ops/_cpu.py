@@ -16,7 +16,7 @@ _NARROW = 8
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `left right (+ bias)`, `[n, K] x [K, N]`, in `out` or in new memory."""
+    """Return `left right (+ bias)`, `[n, K] x [K, N]`, in `out`."""
     if (compiled := _compiled(left, right, out)) is not None:
         compiled.product(out, left, right, bias)
         return out

@@ -37,8 +37,6 @@ def _tile(mlp: MLP, h: Tensor, shifts: Shifts, rows: slice, out: Tensor, scratch
         if shifts and (shift := shifts[layer]) is not None:
             z.add_(shift[rows] if len(shift) > 1 else shift)
         if last:
-            if z.data_ptr() != into.data_ptr():
-                into.copy_(z)
             break
         name = mlp.activations[layer]
         value = F.silu(z, inplace=True) if name == "silu" else ACTIVATIONS[name].derivatives(z, 0)[0]

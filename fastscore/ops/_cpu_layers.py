@@ -32,7 +32,7 @@ class Layers:
         self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4)
         self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
         self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
-        self._contract.argtypes = (_SIZE, _SIZE, _SIZE, *[_POINTER] * 3)
+        self._contract.argtypes = (_SIZE, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_int, _POINTER)
         self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 5)
         operand = (_POINTER, _SIZE, _SIZE)
         self._product.argtypes = (_SIZE, _SIZE, _SIZE, *operand, *operand, _POINTER, ctypes.c_int, _POINTER, _SIZE)
@@ -58,9 +58,9 @@ class Layers:
         self._pull(*d.shape, None if first is None else first.data_ptr(), *addresses, scale, d.data_ptr(), summed)
 
     def contract(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        """`sum_k left[:, k] right[:, k]`, of `[n, K, H]` to `[n, H]`."""
+        """`sum_k left[:, k] right[:, k]`, of `[n, K, H]` to `[n, H]`; right may be shared by the rows, `[K, H]`."""
         left, right = left.contiguous(), right.contiguous()
-        self._contract(*left.shape, left.data_ptr(), right.data_ptr(), out.data_ptr())
+        self._contract(*left.shape, left.data_ptr(), right.data_ptr(), right.ndim == 2, out.data_ptr())
 
     def spread(self, out: Tensor, scale: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """`out[:, k] = scale a[:, k] d (+ b[:, k] e)` for one or two pairs of `[n, K, H]` and `[n, H]`."""

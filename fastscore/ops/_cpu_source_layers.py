@@ -122,13 +122,15 @@ void pull(u64 rows, u64 width, const float *a, const float *s, const float *c, c
     }
 }
 
-/* out[r] = sum_k a[r][k] b[r][k]: a and b [rows, count, n], out [rows, n]. */
-void contract(u64 rows, u64 count, u64 n, const float *a, const float *b, float *out) {
-  for (u64 r = 0; r < rows; r++, out += n)
-    for (u64 k = 0; k < count; k++, a += n, b += n) {
-      if (k) EACH out[j] = MADD(a[j], b[j], out[j]);
-      else EACH out[j] = a[j] * b[j];
+/* out[r] = sum_k a[r][k] b[r][k]: a and b [rows, count, n], out [rows, n]; a `shared` b is one [count, n] for all. */
+void contract(u64 rows, u64 count, u64 n, const float *a, const float *b, int shared, float *out) {
+  for (u64 r = 0; r < rows; r++, out += n) {
+    const float *right = shared ? b : b + r * count * n;
+    for (u64 k = 0; k < count; k++, a += n, right += n) {
+      if (k) EACH out[j] = MADD(a[j], right[j], out[j]);
+      else EACH out[j] = a[j] * right[j];
     }
+  }
 }
 
 /* out[r][k] = scale a[r][k] d[r], and + b[r][k] e[r] where b is not null: a, b and out [rows, count, n], d and e

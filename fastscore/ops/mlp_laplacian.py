@@ -63,7 +63,8 @@ class Laplacian:
                 below = matmul(bent, middle[layer - 1], scratch(f"a{layer - 1}", *jets[layer - 1][1].shape))
                 adjoint = below.add_(adjoint) if self.residuals[layer] else below
                 self.adjoints.insert(0, adjoint)
-        return torch.mm(self.bent[0], first.t()).neg_()
+        score = matmul(self.bent[0], first.t(), self.bent[0].new_empty(len(self.bent[0]), len(first)))
+        return score.neg_()
 
     def _norms(self, jets: Jets, scratch: Scratch) -> list[Tensor]:
         """Carry the tangents up: `Q_{l+1} = W_{l+1} T_l`, `T_l = d_l Q_l + r_l T_{l-1}`; return `n_2, ..., n_L`."""
@@ -137,7 +138,7 @@ class Laplacian:
         _, _, first, _, *middle = self.parameters
         minus = -on_score
         sums.product(("form", 2), minus, self.bent[0])
-        change = torch.mm(minus, first, out=scratch("dbent0", *jets[0][1].shape))
+        change = matmul(minus, first, scratch("dbent0", *jets[0][1].shape))
         for layer, jet in enumerate(jets):
             slopes[layer].addcmul_(change, self.adjoints[layer])
             arriving = on_adjoints[layer].addcmul_(change, jet[1])  # da_l

@@ -117,7 +117,7 @@ def contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor
     """`sum_k left[:, k] right[:, k]`, from `[n, K, H]` to `[n, H]`; right may be shared by the rows, `[K, H]`."""
     count, columns, width = left.shape
     if scratch.layers is not None:
-        scratch.layers.contract(left, right.expand_as(left), out := scratch(name, count, width))
+        scratch.layers.contract(left, right, out := scratch(name, count, width))
         return out
     if columns == 1:
         return torch.mul(left, right, out=scratch(name, count, 1, width)).view(count, width)

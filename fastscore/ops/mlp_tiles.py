@@ -202,7 +202,7 @@ def differentiate(
                 if ("shift", layer) in batch:
                     batch["shift", layer][rows] = dz
                 if layer == 0 and ("x", 0) in batch:
-                    torch.mm(dz, mlp.weights[0], out=batch["x", 0][rows])
+                    matmul(dz, mlp.weights[0], batch["x", 0][rows])
         return sums
 
     sums, *others = _cpu_threads.over(x, size, run)

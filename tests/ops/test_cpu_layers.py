@@ -150,6 +150,8 @@ def test_contract_and_spread(layers, shape):
     out = torch.full_like(d, 7.0)
     layers.contract(a, b.transpose(0, 2).contiguous().transpose(0, 2), out)
     torch.testing.assert_close(out.double(), (a.double() * b.double()).sum(1), rtol=1e-5, atol=1e-5)
+    layers.contract(a, b[0], out)
+    torch.testing.assert_close(out.double(), (a.double() * b[0].double()).sum(1), rtol=1e-5, atol=1e-5)
     once, twice = torch.full_like(a, 7.0), a.clone()
     layers.spread(once, -1.5, [(a, d)])
     torch.testing.assert_close(once, -1.5 * a * d.unsqueeze(1))
