@@ -2,6 +2,7 @@
 
     python -m bench.audit            print the figures of every kernel and configuration
     python -m bench.audit --write    and record them in bench/results/audit.json, which the tests hold every kernel to
+    python -m bench.audit --write mlp_forward "trace .* L=3"        only of these kernels
 
 Triton's wheel brings ptxas and cuobjdump, so this needs no GPU; it must not run in a process with TRITON_INTERPRET set.
 Instruction counts are static (a loop's body counts once).
@@ -10,12 +11,14 @@ Instruction counts are static (a loop's body counts once).
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,19 +43,23 @@ class Case:
 
     name: str
     kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
+    signature: dict[str, Any]
+    """Types by argument; of a tuple of arguments, a tuple."""
+    constexprs: dict[Any, Any]
+    """Values by argument; in a tuple of arguments, by the indices of tuple and place."""
     elements: int
     """What one program works on, in the unit its cost is quoted in (state elements, samples, ...)."""
-    aligned: tuple[str, ...] = ()
-    """Arguments divisible by 16."""
+    aligned: tuple[Any, ...] = ()
+    """Arguments divisible by 16, named as in `constexprs`."""
     options: dict[str, int] = field(default_factory=lambda: {"num_warps": 4})
 
     def source(self) -> ASTSource:
         """The kernel with its argument types, ready for the compiler."""
         names = list(self.kernel.arg_names)
-        attrs = {(names.index(a),): [["tt.divisibility", 16]] for a in self.aligned}
-        signature = {**self.signature, **dict.fromkeys(self.constexprs, "constexpr")}
+        paths = [(names.index(a),) if isinstance(a, str) else a for a in self.aligned]
+        attrs = {path: [["tt.divisibility", 16]] for path in paths}
+        constants = (name for name in self.constexprs if isinstance(name, str))
+        signature = {**self.signature, **dict.fromkeys(constants, "constexpr")}
         return ASTSource(fn=self.kernel, signature=signature, constexprs=self.constexprs, attrs=attrs)
 
 
@@ -64,6 +71,8 @@ class Report:
     stack: int
     """Bytes of local memory a thread: spills, or the slow path of a precise function; 0 is the aim."""
     shared: int
+    tensor_memory: int
+    """Columns of the tensor memory of sm_100, of 512."""
     instructions_an_element: float
     opcodes: Counter[str]
     sass: str
@@ -96,6 +105,7 @@ def compile_nvidia(case: Case, arch: int) -> Report:
         registers=int(found[1]),
         stack=int(found[2]),
         shared=built.metadata.shared,
+        tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
         instructions_an_element=instructions * threads / case.elements,
         opcodes=opcodes,
         sass=sass,
@@ -118,8 +128,18 @@ def ttir(case: Case, arch: int = 90) -> str:
 
 def compile_amd(case: Case, arch: str = AMD) -> int:
     """Compile for an AMD GPU; the shared memory it takes, in bytes."""
-    target = GPUTarget("hip", arch, 64)
-    return int(triton.compile(case.source(), target=target, options=case.options).metadata.shared)
+    return int(_amd(case, arch).metadata.shared)
+
+
+def spills_amd(case: Case, arch: str = AMD) -> int:
+    """How many vector registers an AMD GPU would spill."""
+    found = re.search(r"\.vgpr_spill_count:\s*(\d+)", _amd(case, arch).asm["amdgcn"])
+    assert found
+    return int(found[1])
+
+
+def _amd(case: Case, arch: str) -> Any:
+    return triton.compile(case.source(), target=GPUTarget("hip", arch, 64), options=case.options)
 
 
 def _cuobjdump(flag: str, path: str) -> str:
@@ -132,6 +152,45 @@ def cases() -> Iterator[Case]:
     yield from _noise()
     yield from _jets()
     yield from _contractions()
+
+
+def recorded() -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
+    """What is recorded, as (architecture, name, how its figures are made).
+
+    Every case above, every entry of the launch table for a plain network, and chains towards targets and of networks.
+    """
+    from bench import audit_chain, audit_mlp, audit_whole
+
+    architectures = (*(f"sm_{arch}" for arch in NVIDIA), AMD)
+    compiled = ((architecture, case) for case in cases() for architecture in architectures)
+    for architecture, case in itertools.chain(compiled, audit_mlp.plain(), audit_whole.plain()):
+        yield architecture, case.name, functools.partial(figures, case, architecture)
+    yield from audit_chain.plain()
+
+
+def figures(case: Case, architecture: str) -> dict[str, float]:
+    """What is recorded of a case on an architecture, "sm_90" or the like."""
+    if architecture == AMD:
+        return {"shared": compile_amd(case)}
+    return compile_nvidia(case, int(architecture.removeprefix("sm_"))).figures()
+
+
+@functools.cache
+def record() -> dict[str, Any]:
+    """What was recorded, and with which Triton."""
+    return dict(json.loads(RECORD.read_text()))
+
+
+def risen(name: str, architecture: str, made: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """The figures above the recorded ones; none where the record is of another Triton.
+
+    Raises:
+        KeyError: the kernel is not in the record.
+    """
+    if triton.__version__ != record()["triton"]:
+        return {}
+    before = record()["kernels"][name][architecture]
+    return {key: (before[key], value) for key, value in made.items() if value > before[key]}
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -248,26 +307,35 @@ def _jets() -> Iterator[Case]:
         yield case(name, backward_kernel, 16, "dq_sums q g p dd", activation=activation)
 
 
+def _text(found: dict[str, Any]) -> str:
+    """As JSON, with a line for each kernel on each architecture."""
+    kernels = [
+        f"  {json.dumps(name)}: {{\n"
+        + ",\n".join(f"   {json.dumps(architecture)}: {json.dumps(row)}" for architecture, row in by.items())
+        + "\n  }"
+        for name, by in found["kernels"].items()
+    ]
+    return f'{{\n "triton": {json.dumps(found["triton"])},\n "kernels": {{\n' + ",\n".join(kernels) + "\n }\n}\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print, and with --write record, the figures of every case."""
     parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("names", nargs="*", help="regular expressions: only the kernels whose names match one")
     parser.add_argument("--write", action="store_true", help=f"record the figures in {RECORD.name}")
-    write = parser.parse_args(argv).write
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for case in cases():
-        for arch in NVIDIA:
-            figures = compile_nvidia(case, arch).figures()
-            rows.setdefault(case.name, {})[f"sm_{arch}"] = figures
-            print(f"{case.name:32} sm_{arch:<4}", *(f"{k}={v:g}" for k, v in figures.items()))
-        rows[case.name][AMD] = {"shared": compile_amd(case)}
-    from bench import audit_chain
-
-    for architecture, name, chain, built in audit_chain.plain():
-        rows.setdefault(name, {})[architecture] = chain.figures(built)
-        print(f"{name:32} {architecture:<7}", *(f"{k}={v:g}" for k, v in chain.figures(built).items()))
-    if write:
+    given = parser.parse_args(argv)
+    everything = list(recorded())
+    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for _, name, _ in everything}
+    if given.names:  # the others stay as they are
+        rows |= {name: row for name, row in record()["kernels"].items() if name in rows}
+    for architecture, name, figures in everything:
+        if given.names and not any(re.search(wanted, name) for wanted in given.names):
+            continue
+        made = rows[name][architecture] = figures()
+        print(f"{name:32} {architecture:<7}", *(f"{k}={v:g}" for k, v in made.items()), flush=True)
+    if given.write:
         RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+        RECORD.write_text(_text({"triton": triton.__version__, "kernels": {k: row for k, row in rows.items() if row}}))
     return 0
 
 

@@ -6,11 +6,12 @@ The launcher's own arguments go through Triton's own specialization (`warmup`), 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -167,16 +168,19 @@ def network(
     return Chain(chain_mlp.energy_mlp if energy else chain_mlp.score_mlp, tuple(params), dim, options)
 
 
-def plain() -> Iterator[tuple[str, str, Chain, Any]]:
-    """(architecture, name, chain, what was compiled) of everything that is recorded."""
+def plain() -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
+    """What is recorded, as `audit.recorded`."""
     for name in ANALYTIC:
         for arch in (*audit.NVIDIA, audit.AMD):
             found = analytic(name, arch)
             assert found is not None
-            yield label(arch), f"chain {name}", found, found.compile(arch, clamp=(-1.0, 1.0), freeze=True)
+            yield label(arch), f"chain {name}", functools.partial(_made, found, arch, clamp=(-1.0, 1.0), freeze=True)
     for name, (arch, *size) in NETWORKS.items():
-        found = network(arch, *size)
-        yield label(arch), f"chain {name}", found, found.compile(arch)
+        yield label(arch), f"chain {name}", functools.partial(_made, network(arch, *size), arch)
+
+
+def _made(chain: Chain, arch: Architecture, **given: Any) -> dict[str, float]:
+    return chain.figures(chain.compile(arch, **given))
 
 
 def label(arch: Architecture) -> str:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from bench import audit, audit_mlp
+from bench import audit, audit_mlp, audit_whole
 
 # An H200: multiprocessors and clock; bytes a second, read and write, as measured; and a clock and multiprocessor's
 # multiply-adds in TF32, results of the special-function unit, and lane-instructions issued.
@@ -23,8 +23,8 @@ _TENSOR, _SPECIAL, _ISSUE = 1024, 16, 128
 _LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Za-z0-9_.]+)\s*([^;]*);")
 
 
-def executed(sass: str, trips: list[int]) -> Counter[str]:
-    """Instructions a warp executes, by full opcode; `trips` of the loops in the order of their beginnings.
+def executed(sass: str, trips: list[int] | int) -> Counter[str]:
+    """Instructions a warp executes, by full opcode; `trips` of the loops in the order of their beginnings, or of all.
 
     Raises:
         ValueError: there are other loops than that.
@@ -32,6 +32,8 @@ def executed(sass: str, trips: list[int]) -> Counter[str]:
     code = [(int(m[1], 16), m[2], m[3]) for m in map(_LINE.match, sass.splitlines()) if m]
     ends = [(int(target, 16), at) for at, name, rest in code if name == "BRA" for target in re.findall(r"0x\w+", rest)]
     loops = sorted((target, at) for target, at in ends if target < at)
+    if isinstance(trips, int):
+        trips = [trips] * len(loops)
     if len(loops) != len(trips):
         raise ValueError(f"{len(loops)} loops, expected {len(trips)}")
     counts: Counter[str] = Counter()
@@ -113,6 +115,20 @@ def print_layered(width: int) -> None:
             print(f"{name} {dtype}, layer by layer: {found[limiter] * 2**20 * 1e-6:.2f} ms expected, limit: {limiter}")
 
 
+def print_whole(width: int) -> None:
+    """What values of whole networks should cost in one launch, and the same layer by layer, which memory limits."""
+    for operation, depth in (("trace_3", 3), ("energy_2", 2), ("energy_3", 3)):
+        for dim in (2, 16):
+            case = audit_whole.case(entry(operation, dim, width))
+            report = audit.compile_nvidia(case, 90)
+            found = limits(case, executed(report.sass, dim), 4 * (2 * dim + 1))
+            limiter = max(found, key=lambda k: found[k])
+            passes = 4 * (depth - 2) + (2 if operation.startswith("energy") else 0)
+            layers = passes * dim * 4 * width / _BANDWIDTH * 1e9
+            print(f"{case.name:36}", *(f"{k}={t:.2f}ns" for k, t in found.items()), f"limit: {limiter};", end=" ")
+            print(f"tangents layer by layer: at least {layers:.2f}ns, by memory")
+
+
 def main() -> int:
     """Print every limit of every kernel, and what a whole step of exact implicit score matching adds up to."""
     width = 128
@@ -139,6 +155,7 @@ def main() -> int:
         print(f"weight gradients (cuBLAS), D={dim}", *(f"{k}={t:.2f}ns" for k, t in products.items()))
         print(f"one step of 2^20 samples, D={dim}: {total * 2**20 * 1e-6:.2f} ms expected")
     print_layered(width)
+    print_whole(width)
     return 0
 
 

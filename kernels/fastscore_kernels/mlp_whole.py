@@ -63,6 +63,7 @@ def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.T
             shifts=tuple(None if u is None else u.contiguous() for u in shifts or (None,) * len(mlp.weights)),
             n_rows=len(x),
             D=x.shape[1],
+            DEPTH=mlp.depth,
             WIDTHS=mlp.widths,
             PHIS=mlp.activations,
             RESIDUALS=mlp.residuals,

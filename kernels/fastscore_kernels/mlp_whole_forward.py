@@ -70,9 +70,9 @@ def factor(ptr, rows, columns, N_ROWS: tl.constexpr, N_COLUMNS: tl.constexpr, AP
 
 
 @triton.jit
-def transposed(w):
+def transposed(w, APART: tl.constexpr):
     """The factor W'."""
-    if len(w) == 3:
+    if APART > 0:
         return tl.trans(w[0]), tl.trans(w[1]), tl.trans(w[2])
     else:
         return (tl.trans(w[0]),)
@@ -121,6 +121,7 @@ def trace_kernel(
     shifts,
     n_rows,
     D: tl.constexpr,
+    DEPTH: tl.constexpr,
     WIDTHS: tl.constexpr,
     PHIS: tl.constexpr,
     RESIDUALS: tl.constexpr,
@@ -130,19 +131,18 @@ def trace_kernel(
     WIDTH: tl.constexpr,
 ):
     """Score `[n, D]` and `tr(C J)` `[n]`; seeds are `(W_1 C)'`, `[D, H_1]`, last W_{L+1}, `[D, H_L]`."""
-    DEPTH: tl.constexpr = len(WIDTHS)
     first = tl.program_id(0).to(tl.int64) * COLUMNS
     units, features = tl.arange(0, WIDTH), tl.arange(0, max(16, triton.next_power_of_2(D)))
     h = columns_of(x_ptr, first, n_rows, features, COLUMNS, D)
     w = factor(weights[0], units, features, WIDTHS[0], D, APART)
     z = preactivation(w, biases[0], shifts[0], h, first, n_rows, units, COLUMNS, WIDTHS[0], PRECISION)
-    h, d = activations.value_and_slope(z, PHIS[0], False)
+    h, d = activations.value_and_slope(z, tl.constexpr(PHIS[0]), False)
     slopes, inner = (d,), (w,)
     for layer in tl.static_range(1, DEPTH):
         w = factor(weights[layer], units, units, WIDTHS[layer], WIDTHS[layer - 1], APART)
         inner = inner + (w,)  # type: ignore[assignment]  # noqa: RUF005
         z = preactivation(w, biases[layer], shifts[layer], h, first, n_rows, units, COLUMNS, WIDTHS[layer], PRECISION)
-        new, d = activations.value_and_slope(z, PHIS[layer], False)
+        new, d = activations.value_and_slope(z, tl.constexpr(PHIS[layer]), False)
         h = new + h if RESIDUALS[layer] else new
         slopes = slopes + (d,)  # type: ignore[assignment]  # noqa: RUF005
     keep_forms(
@@ -174,6 +174,7 @@ def energy_kernel(
     shifts,
     n_rows,
     D: tl.constexpr,
+    DEPTH: tl.constexpr,
     WIDTHS: tl.constexpr,
     PHIS: tl.constexpr,
     RESIDUALS: tl.constexpr,
@@ -186,19 +187,18 @@ def energy_kernel(
 
     `turned` are W_2' to W_L', or None where tensor cores read a factor either way, as they do in bfloat16.
     """
-    DEPTH: tl.constexpr = len(WIDTHS)
     first = tl.program_id(0).to(tl.int64) * COLUMNS
     units, features = tl.arange(0, WIDTH), tl.arange(0, max(16, triton.next_power_of_2(D)))
     h = columns_of(x_ptr, first, n_rows, features, COLUMNS, D)
     w = factor(weights[0], units, features, WIDTHS[0], D, APART)
     z = preactivation(w, biases[0], shifts[0], h, first, n_rows, units, COLUMNS, WIDTHS[0], PRECISION)
-    h, d, e = activations.value_slope_and_curvature(z, PHIS[0], False)
+    h, d, e = activations.value_slope_and_curvature(z, tl.constexpr(PHIS[0]), False)
     slopes, bends, inner = (d,), (e,), (w,)
     for layer in tl.static_range(1, DEPTH):
         w = factor(weights[layer], units, units, WIDTHS[layer], WIDTHS[layer - 1], APART)
         inner = inner + (w,)  # type: ignore[assignment]  # noqa: RUF005
         z = preactivation(w, biases[layer], shifts[layer], h, first, n_rows, units, COLUMNS, WIDTHS[layer], PRECISION)
-        new, d, e = activations.value_slope_and_curvature(z, PHIS[layer], False)
+        new, d, e = activations.value_slope_and_curvature(z, tl.constexpr(PHIS[layer]), False)
         h = new + h if RESIDUALS[layer] else new
         slopes, bends = slopes + (d,), bends + (e,)  # type: ignore[assignment]  # noqa: RUF005
     keep_forms(
@@ -208,7 +208,7 @@ def energy_kernel(
     curvatures = (a * bends[DEPTH - 1],)
     for layer in tl.static_range(DEPTH - 1, 0, -1):
         if turned is None:
-            below = multiply(transposed(inner[layer]), a * slopes[layer], PRECISION)
+            below = multiply(transposed(inner[layer], APART), a * slopes[layer], PRECISION)
         else:
             w = factor(turned[layer - 1], units, units, WIDTHS[layer - 1], WIDTHS[layer], APART)
             below = multiply(w, a * slopes[layer], PRECISION)

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
+import torch
+import triton
 
-from bench import audit, audit_mlp
-from fastscore_kernels import table
+from bench import audit, audit_mlp, audit_whole
+from fastscore.ops.mlp_forms import Tangents
+from fastscore.ops.mlp_laplacian import Laplacian
+from fastscore.reference.mlp import MLP
+from fastscore_kernels import mlp_whole, table
+from tests.audit.test_chain import Target
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, audit.AMD: 64 * 1024}
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
 OPERATIONS = [f"{family}_{name}" for family in ("mlp", "dual") for name in ("forward", "upper", "lower")]
 QUICK = {"sm_90": r"mlp_\w+ \w+ H=256 D=16 L=2 residual|dual_\w+ (tf32x3|bf16) H=256 D=16 L=2"}
 QUICK["sm_90"] += r"|dual_lower tf32 H=64 D=16 L=2 normal"  # the tightest
-QUICK[audit.AMD] = r"mlp_\w+ ieee H=256 D=16 L=2 residual"
+QUICK[audit.AMD] = r"mlp_\w+ ieee H=256 D=16 L=2 residual|trace ieee H=64 D=64 L=3"
+QUICK["sm_90"] += r"|mlp_\w+ tf32x3 H=256 D=16 L=2"
+QUICK["sm_90"] += r"|(trace|energy) tf32x3 H=128 D=64 L=3|trace (tf32 H=64|bf16 H=128) D=64 L=6 residual shifted"
+QUICK["sm_80"] = QUICK["sm_100"] = r"(trace|energy) tf32 H=64 D=64 L=3"
 
 
 def _cases():
-    for architecture, case in audit_mlp.cases():
+    for architecture, case in (*audit_mlp.cases(), *audit_whole.cases()):
         quick = architecture in QUICK and re.fullmatch(QUICK[architecture], case.name)
         marks = () if quick else pytest.mark.slow
         yield pytest.param(architecture, case, id=f"{architecture} {case.name}".replace(" ", "-"), marks=marks)
 
 
+RECORDED = {(architecture, name) for architecture, name, _ in audit.recorded()}
+
+
 @pytest.mark.parametrize(("architecture", "case"), list(_cases()))
 def test_every_entry(architecture, case):
-    """No spill, no local memory, shared memory that fits, tensor cores, no atomics, 64-bit rows, stated precision."""
+    """No spill, no local memory, shared memory that fits, tensor cores, no atomics, 64-bit rows, stated precision.
+
+    Nor may a recorded figure have risen.
+    """
     if architecture == audit.AMD:
-        assert audit.compile_amd(case) <= SHARED_LIMIT[architecture]
+        shared = audit.compile_amd(case)
+        assert shared <= SHARED_LIMIT[architecture]
+        assert not audit.spills_amd(case)
+        check_record(architecture, case, {"shared": shared})
         return
     report = audit.compile_nvidia(case, int(architecture[3:]))
+    check_record(architecture, case, report.figures())
     assert report.stack == 0
     assert not report.opcodes["LDL"] + report.opcodes["STL"]
     assert report.shared <= SHARED_LIMIT[architecture]
+    assert report.tensor_memory <= 512
     assert sum(n for name, n in report.opcodes.items() if name.startswith(TENSOR_CORES[architecture]))
     assert not re.search(r"\btrap;", report.ptx), "the compiler gave up and says so at run time only"
     assert not re.search(r"\b(atom|red)\.", report.ptx), "an atomic: the order of additions would vary"
@@ -41,14 +62,22 @@ def test_every_entry(architecture, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", OPERATIONS[:3])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("operation", [*OPERATIONS, *dict.fromkeys(e["operation"] for e in audit_whole.entries())])
 @pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine"])
-def test_every_activation_fits(activation, operation):
-    """The table was chosen with SiLU; the others may not spill in its tiles either."""
-    for entry in table.entries():
-        if entry["operation"] == operation and "sm_90" in entry["architectures"] and entry["dim"] == 16:
-            case = audit_mlp.case(entry, activation=activation)
-            assert audit.compile_nvidia(case, 90).stack == 0, case.name
+def test_every_activation_fits(activation, operation, architecture):
+    """The table was chosen with SiLU (and GELU, for whole networks); the others may not spill in its tiles either."""
+    module = audit_mlp if operation in OPERATIONS else audit_whole
+    for entry in module.entries():
+        narrow = module is audit_whole or entry["dim"] == 16
+        if entry["operation"] == operation and architecture in entry["architectures"] and narrow:
+            case = module.case(entry, activation=activation)
+            assert audit.compile_nvidia(case, int(architecture[3:])).stack == 0, case.name
+
+
+def check_record(architecture, case, figures):
+    risen = audit.risen(case.name, architecture, figures) if (architecture, case.name) in RECORDED else {}
+    assert not risen, risen
 
 
 def check_ttir(ttir, case):
@@ -56,7 +85,7 @@ def check_ttir(ttir, case):
     precision = case.constexprs["PRECISION"]
     dots = re.findall(r"tt\.dot .*", ttir)
     assert dots
-    if precision == "bf16":
+    if precision in ("bf16", "bf16x6"):
         assert all(re.search(r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>", dot) for dot in dots), dots
     else:
         assert all(re.search(rf"inputPrecision = {precision}\b", dot) for dot in dots), dots
@@ -91,3 +120,31 @@ def test_every_operation_has_the_same_sizes():
     for family in ("mlp", "dual"):
         assert sizes[f"{family}_forward"]
         assert sizes[f"{family}_forward"] == sizes[f"{family}_upper"] == sizes[f"{family}_lower"]
+
+
+@pytest.mark.parametrize(("energy", "precision"), [(False, "highest"), (True, "highest"), (True, "high")])
+def test_the_launcher_asks_for_the_audited_kernel(energy, precision, monkeypatch):
+    """Tuples with and without None go through Triton's own launcher as the cases above say: same machine code."""
+    target, before = Target(), triton.runtime.driver._active
+    depth, dim, width = 3, 2, 64
+    sizes = list(itertools.pairwise((dim, *[width] * depth, 1 if energy else dim)))
+    weights = tuple(torch.zeros(n, k) for k, n in sizes)
+    net = MLP(weights, tuple(torch.zeros(n) for _, n in sizes), ("silu",) * depth, (False,) * depth)
+    x, name = torch.zeros(32, dim), "energy_kernel" if energy else "trace_kernel"
+    kernel, built = getattr(mlp_whole, name), []
+    launches = type("Launches", (), {"__getitem__": lambda _, grid: lambda **given: built.append((grid, given))})()
+    monkeypatch.setattr(mlp_whole, name, launches)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        mlp_whole.evaluate(net, x, (), Laplacian(net) if energy else Tangents(net, weights[0]))
+        triton.runtime.driver.set_active(target)
+        grid, given = built.pop()
+        made = kernel.warmup(grid=grid, **given)
+    finally:
+        triton.runtime.driver.set_active(before)
+        torch.set_float32_matmul_precision("highest")
+    rounding, family = {"highest": "tf32x3", "high": "tf32"}[precision], "energy" if energy else "trace"
+    wanted = {"operation": f"{family}_{depth}", "precision": rounding, "width": width}
+    entry = next(e for e in audit_whole.entries() if wanted.items() <= e.items() and "sm_90" in e["architectures"])
+    case = audit_whole.case({**entry, "dim": dim})
+    assert made.asm["ptx"] == audit.compile_nvidia(case, 90).ptx

@@ -1,0 +1,75 @@
+"""The audit's cases of whole networks in one launch: every entry of the launch table, at its largest sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from bench.audit import Case
+
+
+def entries() -> list[dict[str, Any]]:
+    """Their part of the launch table."""
+    from fastscore_kernels import table
+
+    return [entry for entry in table.entries() if re.match(r"(trace|energy)_", entry["operation"])]
+
+
+def plain() -> Iterator[tuple[str, Case]]:
+    """Architectures with, for every entry of theirs, the plainest network."""
+    return ((architecture, case(entry)) for entry in entries() for architecture in entry["architectures"])
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """The same, and the network that has everything."""
+    for entry in entries():
+        for architecture in entry["architectures"]:
+            yield architecture, case(entry)
+            yield architecture, case(entry, residual=True, shifted=True)
+
+
+def case(entry: dict[str, Any], *, residual: bool = False, activation: str = "silu", shifted: bool = False) -> Case:
+    """One entry's kernel of whole networks; residual from the second layer on, shifts at every layer."""
+    from fastscore_kernels import mlp_whole_forward
+
+    operation, width, dim, precision = (entry[key] for key in ("operation", "width", "dim", "precision"))
+    family, _, number = operation.partition("_")
+    depth = int(number)
+    kernel = getattr(mlp_whole_forward, f"{family}_kernel")
+    narrow = "*bf16" if precision == "bf16" else "*fp32"
+    factors = "*bf16" if precision in ("bf16", "tf32x3") else "*fp32"
+    pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    tuples = {"weights": (factors,) * depth, "biases": ("*fp32",) * (depth + 1)}
+    tuples["shifts"] = ("*fp32" if shifted else "constexpr",) * (depth + 1)
+    if family == "energy" and factors == "*fp32":
+        tuples["turned"] = (factors,) * (depth - 1)
+    places = {name: kernel.arg_names.index(name) for name in tuples}
+    absent: dict[Any, Any] = {} if shifted else {(places["shifts"], at): None for at in range(depth + 1)}
+    absent |= {"turned": None} if family == "energy" and "turned" not in tuples else {}
+    options = dict(entry["options"])
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    kind = (" residual" if residual else "") + (" shifted" if shifted else "")
+    return Case(
+        name=f"{family} {precision} H={width} D={dim} L={depth}{kind}",
+        kernel=kernel,
+        signature={
+            **{name: narrow if name in ("seeds_ptr", "last_ptr") else "*fp32" for name in pointers},
+            **tuples,
+            "n_rows": "i32",
+        },
+        constexprs={
+            **absent,
+            "D": dim,
+            "DEPTH": depth,
+            "WIDTHS": (width,) * depth,
+            "PHIS": (activation,) * depth,
+            "RESIDUALS": tuple(residual and at > 0 for at in range(depth)),
+            "PRECISION": "bf16x6" if precision == "tf32x3" else precision,
+            "APART": width * dim + (depth - 1) * width**2 if precision == "tf32x3" else 0,
+            **options,
+        },
+        elements=options["COLUMNS"],
+        aligned=(*pointers, *((places[name], at) for name in tuples for at in range(len(tuples[name])))),
+        options=launch,
+    )
