@@ -327,7 +327,9 @@ def main(argv: list[str] | None = None) -> int:
     everything = list(recorded())
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for _, name, _ in everything}
     if given.names:  # the others stay as they are
-        rows |= {name: row for name, row in record()["kernels"].items() if name in rows}
+        for architecture, name, _ in everything:
+            if architecture in record()["kernels"].get(name, {}):
+                rows[name][architecture] = record()["kernels"][name][architecture]
     for architecture, name, figures in everything:
         if given.names and not any(re.search(wanted, name) for wanted in given.names):
             continue
