@@ -28,7 +28,13 @@ differentiate = mlp_layers.differentiate
 def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
     """Whether these kernels serve a network: float32, family "trace" or "energy", and a tested launch for its sizes."""
     known = x.dtype == torch.float32 and set(mlp.activations) <= ACTIVATIONS
-    return known and options(mlp, x, narrow, family) is not None
+    return known and fits(family, mlp.activations) and options(mlp, x, narrow, family) is not None
+
+
+def fits(family: str, activations: tuple[str, ...]) -> bool:
+    """Whether activations leave the registers that the table counts on; a few take more than the others."""
+    heavy, depth = ("sine", 5) if family == "trace" else ("gelu_tanh", 3)
+    return heavy not in activations or len(activations) < depth
 
 
 def options(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> dict[str, int] | None:

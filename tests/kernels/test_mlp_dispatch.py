@@ -67,6 +67,13 @@ def test_what_is_supported(sizes, device):
     assert not kernels.supported(network(*sizes, device=device, name="relu"), x, False, "mlp")
 
 
+def test_energies_whose_curvatures_take_too_many_registers_go_layer_by_layer(device):
+    for depth, module in ((2, mlp_whole), (3, mlp_layers)):
+        mlp = network(2, *[8] * depth, 1, device=device, name="gelu_tanh")
+        problem = mlp_functions.Problem(mlp.activations, mlp.residuals, energy=True)
+        assert problem.kernels(mlp, torch.ones(1, 2, device=device)) is module
+
+
 def test_the_torch_backend_launches_nothing(device, monkeypatch):
     monkeypatch.setattr(kernels, "_launch", None)
     with fastscore.use_backend("torch"):

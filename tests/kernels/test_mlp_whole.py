@@ -164,7 +164,7 @@ def test_error_is_at_most_twice_that_of_torch(energy):
 @pytest.mark.parametrize("power", [-10, 15])
 @pytest.mark.parametrize("energy", [False, True])
 def test_large_and_small_inputs(energy, power):
-    case = Case(rows=4, dim=2, names=("silu", "tanh", "gelu_tanh"), bare=True, energy=energy)
+    case = Case(rows=4, dim=2, names=("silu", "tanh", "softsign" if energy else "gelu_tanh"), bare=True, energy=energy)
     case.made["x"] = [case.made["x"][0] * 2.0**power]
     close(case.fused()[0], case.exact()[0], 2e-5)
 
