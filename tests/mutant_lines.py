@@ -48,6 +48,8 @@ IN_TARGETS = [
     Mutant(50, "ring: another radius", TARGETS, "radius: float = 4.0", "radius: float = 4.5", ("tests/house/test_defaults.py::test_a_default_is_that_of_its_name",)),
     Mutant(46, "the gain of another normal", "fastscore/networks.py", "torch.exp(-0.5 * z * z)", "torch.exp(-0.505 * z * z)", ("tests/test_networks.py::test_the_gain_of_the_initialisation_is_that_of_a_normal",)),
     Mutant(21, "reader: a gain without the shift", "fastscore/_reading/algebra.py", ", shifts=tuple(_product(recorder, u, by) for u in symbol.shifts)", "", ("tests/test_reader.py::test_random_architectures",)),
+    Mutant(21, "reader: the second gain alone", "fastscore/_reading/algebra.py", "gain = by if moved.gain is None else _product(recorder, moved.gain, by)", "gain = by", ("tests/test_reader_wild.py::test_values_and_gradients_are_those_of_autograd",)),
+    Mutant(21, "reader: a residual of two gains", "fastscore/_reading/rules.py", " or one.gain != other.gain", "", ("tests/test_reader_declined.py::test_declined_without_comparing_values",)),
 ]
 
 IN_CHAINS = [

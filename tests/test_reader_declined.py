@@ -50,6 +50,17 @@ def importing(net):
     return fn
 
 
+def residual(join):
+    def made(net):
+        def fn(x):
+            h = torch.tanh(net.layers[0](x))
+            return net.out(join(h, torch.tanh(net.layers[1](h))))
+
+        return fn
+
+    return made
+
+
 def twice(net):
     def fn(x):
         h = torch.tanh(net.layers[0](x))
@@ -177,6 +188,8 @@ DECLINED = {
     "in place by itself": in_place(lambda z: z.mul_(z)),
     "in place by index": in_place(lambda z: z.__setitem__((slice(None), 0), 0.0)),
     "in place, without a rule": in_place(lambda z: z.clamp_(min=-1.0)),
+    "residual of a scaled layer": residual(lambda h, new: torch.linspace(0.5, 2, H) * h + new),
+    "residual with another scale": residual(lambda h, new: torch.linspace(0.5, 2, H) * h + torch.ones(H) * new),
     "numpy": lambda net: lambda x: net(x) * float(x.detach().numpy().max()),
     "TorchScript": lambda net: torch.jit.script(nn.Sequential(nn.Linear(D, H), nn.SiLU(), nn.Linear(H, D))),
     "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(nn.Linear(D, D)),
@@ -212,6 +225,7 @@ BY_STRUCTURE = (
         "branch on a value",
         "hook",
     ),
+    *("residual of a scaled layer", "residual with another scale"),
     *("hook", "detached", "custom function", "in place through a view", "in place by itself", "Python noise"),
 )
 

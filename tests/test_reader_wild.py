@@ -106,6 +106,11 @@ def layer_scale(net: Net, x: Tensor) -> Tensor:
     return net.delta * net.out(F.silu(net.b(net.gamma * F.silu(net.a(x)) - 0.1)))
 
 
+def layer_scales(net: Net, x: Tensor) -> Tensor:
+    h = net.gamma * (net.gamma.cos() * F.silu(net.a(x)))
+    return net.delta * (net.delta.sin() * net.out(h))
+
+
 def tied(net: Net, x: Tensor) -> Tensor:
     return F.linear(torch.tanh(net.b(torch.tanh(net.b(torch.tanh(net.a(x)))))), net.a.weight.t())
 
@@ -150,8 +155,9 @@ READ: dict[str, Callable[[], Forward]] = {
     "bound method": lambda: Net(tied).forward,
     **{
         f.__name__: functools.partial(Net, f)
-        for f in (normalised, divided_residual, in_place, residual_in_place, einsum, by_hand, layer_scale, tied)
+        for f in (normalised, divided_residual, in_place, residual_in_place, einsum, by_hand, layer_scale, layer_scales)
     },
+    "tied": lambda: Net(tied),
     "whitened images": lambda: Net(whitened_images, 12, 12),
     "embedded after": lambda: Net(embedded_after),
     "edm": lambda: Net(edm),
