@@ -51,7 +51,7 @@ square.register_autograd(
 
 
 class EnergyScore(nn.Module):
-    """A score that calls autograd itself, as energy models written by hand do."""
+    """A score that calls autograd itself, as energy models written by hand do; of a square, which is not read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class EnergyScore(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x if x.requires_grad else x.requires_grad_()
-            return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+            return -torch.autograd.grad(self.energy(x).square().sum(), x, create_graph=True)[0]
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
