@@ -12,7 +12,7 @@ from fastscore.ops.mlp import Probes
 from tests.kernels.test_mlp_layers import Case
 
 pytest.importorskip("triton")
-from fastscore_kernels import jet_layers, mlp
+from fastscore_kernels import jet_layers, mlp, mlp_whole
 
 FREE = ("empty", "detach", "alias", "_reshape_alias", "lift_fresh", "is_same_size")
 CASES = {
@@ -49,7 +49,8 @@ def launches(case: Case, backend: str, monkeypatch) -> tuple[int, int]:
         def __getitem__(self, grid):
             return lambda **_: setattr(counting, "count", counting.count + 1)
 
-    for module, names in ((mlp, "forward upper lower"), (jet_layers, "forward backward")):
+    kernels = ((mlp, "forward upper lower"), (mlp_whole, "trace energy"), (jet_layers, "forward backward"))
+    for module, names in kernels:
         for name in names.split():
             monkeypatch.setattr(module, f"{name}_kernel", Counted(getattr(module, f"{name}_kernel")))
     monkeypatch.setattr(_cpu_layers, "layers", lambda *_: None)
