@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import fastscore
-from fastscore.ops import _cpu_threads
+from fastscore.ops import _cpu_build, _cpu_threads
 
 
 @pytest.fixture(params=[2, 3])
@@ -68,3 +72,30 @@ def test_parts_come_in_their_order(threads):
     parts = _cpu_threads.over(torch.zeros(10, 2), 2, lambda part: part)
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(10))
     assert len(parts) == threads
+
+
+DISMISSED = """
+import os
+import torch
+from fastscore.ops import _cpu_build
+
+count = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+x = torch.randn(1 << 22)
+before = count()
+(x + x).sum()
+spinning = count() - before
+_cpu_build.parallel(lambda part: None, 4, 1, 1)
+alone = count() - before
+_cpu_build.parallel(lambda part: None, 4, 1, 2)
+print(spinning, alone, count() - before, (x + x).sum().item() == 2 * x.sum().item())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or _cpu_build._omp_pause() is None, reason="no libgomp here")
+def test_openmps_threads_are_not_left_spinning_beside_ours():
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", DISMISSED], capture_output=True, text=True, check=True, env=environment, timeout=120
+    )
+    assert done.stdout.split() == ["2", "2", "1", "True"]  # the one that is left is ours
