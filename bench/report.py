@@ -48,6 +48,11 @@ def newest(device: str, folder: Path = FOLDER) -> Results | None:
     return max(found, key=lambda results: str(results["machine"]["date"]), default=None)
 
 
+def _two_digits(figure: float) -> str:
+    """As people write it: 0.93, 1.1, 14, 110."""
+    return f"{figure:.2g}" if figure < 99.5 else f"{float(f'{figure:.2g}'):.0f}"
+
+
 def cells(row: dict[str, Any], columns: dict[str, Sequence[str]], inverse: bool) -> list[str]:
     """The ratios of a case under the columns, empty where there is none; `inverse` as so many times as fast.
 
@@ -57,7 +62,7 @@ def cells(row: dict[str, Any], columns: dict[str, Sequence[str]], inverse: bool)
     for names in columns.values():
         rows = [row["rows"][name] for name in names if name in row["rows"]]
         figures = [rows[0]["ratio"], *rows[0]["spread"]] if rows else []
-        ratio, *ends = [f"{1 / figure if inverse else figure:.2g}" for figure in figures] or [""]
+        ratio, *ends = [_two_digits(1 / figure if inverse else figure) for figure in figures] or [""]
         wide = bool(rows) and rows[0]["spread"][1] > WIDE * rows[0]["spread"][0]
         found.append(f"{ratio} ({' to '.join(sorted(ends, key=float))})" if wide else ratio)
     return found
@@ -110,7 +115,7 @@ def lost(results: Results) -> Iterator[list[str]]:
         for name, row in case["rows"].items():
             ours = [r for n, r in case["rows"].items() if n in mine(name, row["law"])]
             if ours and "fastscore" not in name and row["ratio"] < ours[0]["ratio"]:
-                yield [case["name"], name, f"{ours[0]['ratio'] / row['ratio']:.2g}"]
+                yield [case["name"], name, _two_digits(ours[0]["ratio"] / row["ratio"])]
 
 
 def mine(name: str, law: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ to float32 rounding, and do not depend on the batch they are in nor on how the s
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from fastscore.reference.philox import Stream
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
 _LARGE = 1 << 24  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
+_LONG_ELEMENTS = 1 << 19  # elements that repay ending OpenMP's
 _PLAIN_ELEMENTS = 1 << 16  # of a block's largest array, without a compiler: in the cache, and repaying the calls
 BLOCK = 64  # the kernels' block of counters or chains
 
@@ -51,6 +53,11 @@ def threads(elements: int) -> int:
     return min(torch.get_num_threads(), max(1, elements // _THREAD_ELEMENTS))
 
 
+def over(run: Callable[[tuple[int, int]], object], n: int, elements: int) -> None:
+    """`run((begin, end))` over [0, n), so much work, on as many threads as it repays."""
+    _cpu_build.parallel(run, n, BLOCK, threads(elements), long=elements >= _LONG_ELEMENTS)
+
+
 def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
     """Float32 normals `[n, width]`, or None where nothing compiled can make them."""
     out = torch.empty(n, width)
@@ -60,7 +67,7 @@ def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: i
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, threads(out.numel()))
+    over(run, n * -(-width // 4), out.numel())
     return out
 
 
@@ -75,7 +82,7 @@ def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: in
         named = _cpu_build.key(seed, step, stream, first_chain)
         found.signs(_cpu_build.pointer(out), begin, end, ctypes.c_uint64(width), *named)
 
-    _cpu_build.parallel(run, n * -(-width // 128), BLOCK, threads(out.numel()))
+    over(run, n * -(-width // 128), out.numel())
     return out
 
 
@@ -98,7 +105,7 @@ def langevin_step(
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
 
-    _cpu_build.parallel(run, n * -(-width // 4), BLOCK, threads(x.numel()))
+    over(run, n * -(-width // 4), x.numel())
     return out
 
 
@@ -205,7 +212,7 @@ def run_chains(
         if failed:
             raise MemoryError(f"no memory for a block of {BLOCK} chains in {x.shape[1]} dimensions")
 
-    _cpu_build.parallel(run, x.shape[0], BLOCK, threads(out.numel() * work * n_steps))
+    over(run, x.shape[0], out.numel() * work * n_steps)
     return out
 
 
@@ -219,5 +226,5 @@ def run_rows(name: str, constants: tuple[object, ...], work: int, x: Tensor) -> 
         if getattr(found, name)(*map(_cpu_build.pointer, (x, out)), *map(ctypes.c_uint64, rows), *constants):
             raise MemoryError(f"no memory for a block of {BLOCK} rows of {x.shape[1]} features")
 
-    _cpu_build.parallel(run, x.shape[0], BLOCK, threads(out.numel() * work))
+    over(run, x.shape[0], out.numel() * work)
     return out

@@ -139,8 +139,7 @@ class Target:
             if run(rows):
                 raise MemoryError(f"no memory for a block of {_cpu_chain.BLOCK} chains in {x.shape[1]} dimensions")
 
-        threads = _cpu_chain.threads(x.numel() * self.source.work() * n_steps)
-        _cpu_build.parallel(part, len(x), _cpu_chain.BLOCK, threads)
+        _cpu_chain.over(part, len(x), x.numel() * self.source.work() * n_steps)
 
 
 def of(source: Source | None, x: Tensor) -> Target | None:
