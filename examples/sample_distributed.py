@@ -93,6 +93,7 @@ def main() -> None:
         mean, var = together.mean(0).tolist(), together.var(0).tolist()
         print(f"{size} processes, {CHAINS} chains: mean {mean}, variance {var}; as one process, bit for bit: {same}")
         assert same
+    dist.barrier()  # nobody leaves while another is at work
     dist.destroy_process_group()
 
 
