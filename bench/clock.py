@@ -2,8 +2,8 @@
 
 On a CPU, a turn is two runs of which the second is timed: it finds the pages, the caches and the threads as its own
 first run left them, not as another contender did. A page that nobody has touched for seconds may have gone back to the
-host of a virtual machine: the first run that writes 120 MB took 117 ms where the next took 26. On a GPU, a turn is
-several runs between two events each, the second-level cache overwritten before each, and its median.
+host of a virtual machine, which the first run then pays for. On a GPU, a turn is several runs between two events each,
+the second-level cache overwritten before each, and its median.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def settle() -> None:
     """Bring the heap into the state that it has in any process which has been at work for a while.
 
     glibc maps fresh pages for an array until one of its size has been freed once, and gives the top of its heap back
-    while that is so: whether a step of 10^6 elements touched 0, 976 or 1922 new pages, which takes it 2.6 or 4.8 ms,
-    depended on what had run before. After the largest array that it would ever serve from the heap there are none.
+    while that is so: whether a step of 10^6 elements touched new pages depended on what had run before. After the
+    largest array that it would ever serve from the heap it touches none.
     """
     torch.empty(_LARGEST - (64 << 10), dtype=torch.uint8)
 

@@ -203,9 +203,9 @@ def parallel(run: Callable[[tuple[int, int]], object], n: int, block: int, threa
 def _dismiss() -> None:
     """End the threads that OpenMP keeps for this one, where that can be.
 
-    After a parallel operation of torch's they go on spinning for milliseconds, on the processors that ours want: a
-    training step of 3.3 ms took 6.3 after one of eager torch. To start them again takes torch 0.05 ms. A child of a
-    fork has none of them, and would wait for them.
+    After a parallel operation of torch's they go on spinning, on the processors that ours want, for about as long as a
+    training step takes; to start them again takes torch far less. A child of a fork has none of them, and would wait
+    for them.
     """
     if os.getpid() == _PROCESS and (pause := _omp_pause()) is not None:
         pause(1)  # omp_pause_soft
