@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -196,11 +197,12 @@ def test_the_command_writes_one_file_a_machine_and_commit(tmp_path: Path, capsys
     assert command.default_path({"device": "AMD EPYC", "commit": "abc+"}, "cpu").name == "cpu-amd-epyc-abc-changed.json"
 
 
-def test_a_case_is_benchmarked_by_pytest() -> None:
+def test_a_case_is_raced_and_benchmarked_by_pytest() -> None:
     options = ["-q", "bench", "-k", "steps and 157", "--benchmark-disable", "-p", "no:cacheprovider"]
     run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
-    assert "1 passed" in run.stdout
+    assert "2 passed" in run.stdout
+    assert re.search(r"one step of 157 x 64: naive eager takes .*\n( +[\d.]+ .*\n)*? +[\d.]+ .*  fastscore", run.stdout)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -29,4 +29,7 @@ def laplacian(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: s
     return lambda: {"laplacian": jax.block_until_ready(traces(x))}
 
 
-BUILDERS = {("energies", "JAX, folx"): trained(training), ("laplacians", "JAX, folx"): laplacian}
+BUILDERS = {
+    ("divergence, energies", "JAX, folx"): trained(training),
+    ("divergence, laplacians", "JAX, folx"): laplacian,
+}

@@ -164,9 +164,9 @@ BUILDERS = {
     ("divergence", "JAX, jacfwd"): trained(functools.partial(by_jacobian, jax.jacfwd)),
     ("divergence", "JAX, closed form"): trained(closed_form),
     ("divergence", "JAX, Hutchinson by jvp"): trained(hutchinson),
-    ("energies", "JAX, jacfwd of grad"): trained(energy_jacfwd),
+    ("divergence, energies", "JAX, jacfwd of grad"): trained(energy_jacfwd),
     ("chains", "JAX, lax.scan"): chain,
     ("steps", "JAX"): one_step,
     ("noise", "JAX, threefry"): normals,
-    ("laplacians", "JAX, hessian"): laplacian,
+    ("divergence, laplacians", "JAX, hessian"): laplacian,
 }

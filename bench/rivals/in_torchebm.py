@@ -80,8 +80,10 @@ def loss(kind: Any, weight: float = 1.0, **options: Any) -> Any:
 
 BUILDERS = {
     ("chains", "torchebm, LangevinDynamics"): chain,
-    ("energies", "torchebm, ScoreMatching"): loss(ScoreMatching),
-    ("energies", "torchebm, ScoreMatching approx"): loss(ScoreMatching, hessian_method="approx"),
-    ("energies", "torchebm, SlicedScoreMatching (5)"): loss(SlicedScoreMatching, n_projections=5),
-    ("energies", "torchebm, DenoisingScoreMatching"): loss(DenoisingScoreMatching, SIGMA**2, noise_scale=SIGMA),
+    ("divergence, energies", "torchebm, ScoreMatching"): loss(ScoreMatching),
+    ("divergence, energies", "torchebm, ScoreMatching approx"): loss(ScoreMatching, hessian_method="approx"),
+    ("divergence, energies", "torchebm, SlicedScoreMatching (5)"): loss(SlicedScoreMatching, n_projections=5),
+    ("divergence, energies", "torchebm, DenoisingScoreMatching"): loss(
+        DenoisingScoreMatching, SIGMA**2, noise_scale=SIGMA
+    ),
 }
