@@ -38,12 +38,18 @@ def _cholesky(name: str, covariance: Tensor) -> Tensor:
         if not bool((covariance > 0).all()):
             raise ValueError(f"{name} must be positive variances, got {covariance.tolist()}")
         return covariance.sqrt().unsqueeze(-1)
-    if not torch.allclose(covariance, covariance.mT, rtol=1e-5, atol=1e-12):
-        raise ValueError(f"{name} must be symmetric, got {covariance.tolist()}")
+    spread = covariance.diagonal(dim1=1, dim2=2).abs().sqrt()
+    different = (covariance - covariance.mT).abs() > 1e-5 * spread.unsqueeze(2) * spread.unsqueeze(1)
+    if bool(different.any()):
+        k, i, j = different.nonzero()[0].tolist()
+        entry, other = covariance[k, i, j].item(), covariance[k, j, i].item()
+        raise ValueError(f"{name} must be symmetric, got {entry} at [{i}, {j}] and {other} at [{j}, {i}]")
+    covariance = (covariance + covariance.mT) / 2  # of which rounding made it differ
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(covariance)
     if bool(info.any()):
-        raise ValueError(f"{name} must be positive definite, got {covariance.tolist()}")
+        least = torch.linalg.eigvalsh(covariance).min().item()
+        raise ValueError(f"{name} must be positive definite, got a least eigenvalue of {least:.6g}")
     return factor
 
 

@@ -500,9 +500,13 @@ TARGETS = (
             (0.0, ValueError, r"must be positive variances, got .*0\.0"),
             (-1.0, ValueError, r"must be positive variances, got .*-1\.0"),
             (torch.ones(3), ValueError, r"must be a number or have shape .* got \[3\]"),
-            (torch.tensor([[[1.0, 0.5], [0.0, 1.0]]]), ValueError, r"must be symmetric, got \[\[\[1\.0, 0\.5\]"),
-            (-EYE[None], ValueError, r"must be positive definite, got \[\[\[-1\.0"),
-            (torch.ones(1, 2, 2), ValueError, r"must be positive definite, got \[\[\[1\.0, 1\.0\]"),
+            (
+                torch.tensor([[[1.0, 0.5], [0.0, 1.0]]]),
+                ValueError,
+                r"must be symmetric, got 0\.5 at \[0, 1\] and 0\.0 at",
+            ),
+            (-EYE[None], ValueError, r"must be positive definite, got a least eigenvalue of -1"),
+            (torch.ones(1, 2, 2), ValueError, r"must be positive definite, got a least eigenvalue of "),
         ],
     )
     + over(

@@ -228,6 +228,15 @@ def test_errors_name_the_argument(make: object, message: str) -> None:
         make()
 
 
+def test_a_covariance_that_rounding_made_unsymmetric_is_taken() -> None:
+    """A product in float32 differs from its transpose by more of an entry than of the variances."""
+    covariance = torch.tensor([[4.0, 4.8566e-05, 0.3], [4.8542e-05, 1.0, 0.2], [0.3, 0.2, 9.0]])
+    even = torch.tensor([[4.0, 4.8554e-05, 0.3], [4.8554e-05, 1.0, 0.2], [0.3, 0.2, 9.0]])
+    x = torch.randn(5, 3, dtype=torch.float64)
+    given, wanted = (targets.Gaussian([0.0] * 3, S).score(x) for S in (covariance, even))
+    torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_integer_points_are_refused() -> None:
     with pytest.raises(TypeError, match="x must"):
         targets.Gaussian([0.0], 1.0).score(torch.zeros(2, 1, dtype=torch.int64))
