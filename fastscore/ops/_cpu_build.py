@@ -1,8 +1,9 @@
 """Compiles the CPU kernels once a machine, and runs them on torch's number of threads.
 
-A plain C compiler is enough (no headers of torch or Python), and takes a second or two. What it made is kept in the
-user's cache folder under the hash of source, flags and compiler, written atomically. Where there is no compiler, or it
-fails, or what it made does not repeat the reference's noise to the bit, there is no library and nothing else changes.
+A plain C compiler is enough (no headers of torch or Python), and takes a few seconds: the system's, or that of the
+package `ziglang`, which pip brings. What it made is kept in the user's cache folder under the hash of source and flags,
+written atomically. Where there is no compiler, or it fails, or what it made does not repeat the reference's noise to
+the bit, there is no library and nothing else changes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import os
 import platform
@@ -38,7 +40,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}
 _PROCESS = os.getpid()
-_SECONDS = 180  # a compiler that takes longer is stuck: it needs two, and a busy machine many times that
+_SECONDS = 180  # a compiler that takes longer is stuck: it needs two to five, and a busy machine many times that
 
 
 def tuned() -> bool:
@@ -77,7 +79,6 @@ def library(*, build: bool) -> ctypes.CDLL | None:
 
 def _find(build: bool) -> ctypes.CDLL | None:
     """Load the library, or compile and load it; None for any reason why not."""
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     flags = (*_FLAGS, *_MACHINE.get(torch.backends.cpu.get_cpu_capability(), ()))
     key = "\0".join((SOURCE, *flags, platform.system(), platform.machine()))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
@@ -85,11 +86,11 @@ def _find(build: bool) -> ctypes.CDLL | None:
         with _folder() as folder:
             path = folder / name
             if not path.exists():
-                if compiler is None or not build:
+                if not build:
                     return None
                 with _one_at_a_time(folder):
                     if not path.exists():
-                        _compile(compiler, flags, path)
+                        _compile(flags, path)
             loaded = ctypes.CDLL(str(path))
         return loaded if _repeats_the_reference(loaded) else None
     return None
@@ -117,25 +118,39 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
     Eight compilers at once on a busy machine would each run out of time.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
-    """Compile to a file of its own and put it in place at once: other processes may be doing the same."""
+def _compilers() -> Iterator[tuple[str, ...]]:
+    """The system's C compilers, then the one of the package `ziglang`, told to make code for any such processor.
+
+    That one only on Windows, where GCC's code crashes: it keeps vectors on a stack that is not aligned for them.
+    """
+    if sys.platform != "win32":
+        yield from ((found,) for found in map(shutil.which, _COMPILERS) if found)
+    if sys.executable and importlib.util.find_spec("ziglang"):
+        yield sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"
+
+
+def _compile(flags: tuple[str, ...], path: Path) -> None:
+    """Compile to a file of its own and put it in place at once, with the first compiler that can."""
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         source, made = Path(folder) / "kernels.c", Path(folder) / "kernels.so"
         source.write_text(SOURCE)
-        command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-        made.replace(path)
+        environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+        for compiler in _compilers():
+            command = [*compiler, *flags, str(source), "-o", str(made), "-lm"]
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS, env=environment)
+                made.replace(path)
+                return
 
 
 def _repeats_the_reference(loaded: ctypes.CDLL) -> bool:

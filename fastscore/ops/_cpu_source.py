@@ -12,6 +12,10 @@ STEP = r"""
 #include <string.h>
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
+#define aligned_alloc(alignment, size) _aligned_malloc(size, alignment)
+#define free _aligned_free
 #endif
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>

@@ -2,7 +2,7 @@
 
 One pass reads what it needs once and writes what is asked for once; in torch every operation is a pass. Arrays are
 contiguous `[rows, width]`; an output may be one of the inputs of its own loop, so loops are vectorised by saying that
-no iteration needs another (`ivdep`) rather than that no two arrays overlap.
+no iteration needs another (`EACH`) rather than that no two arrays overlap.
 """
 
 LAYERS = r"""
@@ -78,7 +78,11 @@ static inline Jet softsign(float z) {
   return (Jet){z * r, r2, bend * (r2 * r), 6.0f * (r2 * r2)};
 }
 
+#if defined(__clang__)
+#define EACH _Pragma("clang loop vectorize(assume_safety)") for (u64 j = 0; j < n; j++)
+#else
 #define EACH _Pragma("GCC ivdep") for (u64 j = 0; j < n; j++)
+#endif
 #define JETS(phi)                                                                                                      \
   static void phi##_jets(u32 order, u64 n, const float *z, const float *b, float *h, float *d, float *c, float *t) {   \
     if (order == 0) EACH h[j] = phi(z[j] + b[j]).value;                                                                \

@@ -87,9 +87,12 @@ static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int
         sum[r][1] = FMA(each, h1, sum[r][1]);
       }
     }
+    vf made[R][2]; /* of its own: a sum that is addressed by a variable is kept in memory by some compilers */
+    for (int r = 0; r < R; r++)
+      for (int half = 0; half < 2; half++) made[r][half] = sum[r][half];
     for (int r = 0; r < R && m + r < n_out; r++)
       for (int half = 0; half < 2; half++) {
-        vf z = sum[r][half], added;
+        vf z = made[r][half], added;
         if (shift) { memcpy(&added, shift + (u64)(m + r) * rows + half * V, sizeof added); z += added; }
         z = activate(z, kind);
         out[2 * (m + r) + half] = residual ? z + h[2 * (m + r) + half] : z;

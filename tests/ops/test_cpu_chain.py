@@ -274,7 +274,7 @@ def test_what_is_compiled_is_kept_and_found_again(fresh: Path, monkeypatch: pyte
     monkeypatch.setattr(_cpu_build._Found, "library", None)
     monkeypatch.setattr(_cpu_build._Found, "looked", False)
     monkeypatch.setattr(_cpu_build._Found, "built", False)
-    monkeypatch.setattr(_cpu_build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_cpu_build, "_compilers", lambda: iter(()))
     assert _cpu_build.library(build=False) is not None
 
 
@@ -294,7 +294,7 @@ def test_a_compiler_that_does_not_help_is_done_without(
     if fault == "wrong":
         monkeypatch.setattr(_cpu_build, "_repeats_the_reference", lambda loaded: False)
     elif fault == "none":
-        monkeypatch.setattr(_cpu_build.shutil, "which", lambda name: None)
+        monkeypatch.setattr(_cpu_build, "_compilers", lambda: iter(()))
     else:
         monkeypatch.setattr(_cpu_build.subprocess, "run", compiler)
     assert _cpu_build.library(build=True) is None
