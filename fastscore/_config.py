@@ -31,6 +31,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """The environment for a program to be started, with `changes`."""
+    return os.environ | changes
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a `with` block.

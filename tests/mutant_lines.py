@@ -70,6 +70,7 @@ IN_C = [
     Mutant(15, "compiled: a clamp hides a NaN", CHAIN_C, "xd[i] < low ? low : (xd[i] > high ? high : xd[i])", "xd[i] > low ? (xd[i] < high ? xd[i] : high) : low", (X + "test_a_clamp_does_not_hide_a_bad_chain",)),
     Mutant(29, "compiled: one step's noise in all", CHAIN_C, "step + (u32)k", "step", (X + "test_chains_towards_a_mixture_are_the_generic_ones",)),
     Mutant(42, "compiled: signs of another word", STEP_C, "32 * word, count", "32 * (3 - word), count", (X + "test_signs_are_the_references_bits",)),
+    Mutant(52, "compiled: states kept a step late", CHAIN_C, "keep(path, k + 1, state", "keep(path, k, state", ("tests/ops/test_cpu_target.py::test_states_are_kept_inside_one_run_of_the_kernel",)),
     Mutant(20, "compiled: residual of a network", NETWORK_C, "residual ? z + h[2 * (m + r) + half] : z", "z", ("tests/ops/test_cpu_network.py::test_the_value_is_as_accurate_as_pytorchs",)),
     Mutant(31, "compiled: sums of one block only", LAYERS_C, "total[k + j] += sum[j];", "total[k + j] = sum[j];", (Y + "test_pull",)),
     Mutant(20, "compiled: softsign'''", LAYERS_C, "6.0f * (r2 * r2)", "3.0f * (r2 * r2)", (Y + "test_jets_err_at_most_twice_as_much_as_torch",)),

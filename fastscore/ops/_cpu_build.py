@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from fastscore import _config
 from fastscore.ops._cpu_source import STEP
 from fastscore.ops._cpu_source_chain import CHAIN
 from fastscore.ops._cpu_source_layers import LAYERS
@@ -144,7 +145,7 @@ def _compile(flags: tuple[str, ...], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         source, made = Path(folder) / "kernels.c", Path(folder) / "kernels.so"
         source.write_text(SOURCE)
-        environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+        environment = _config.environment(ZIG_GLOBAL_CACHE_DIR=folder, ZIG_LOCAL_CACHE_DIR=folder)
         for compiler in _compilers():
             command = [*compiler, *flags, str(source), "-o", str(made), "-lm"]
             with contextlib.suppress(OSError, subprocess.CalledProcessError):

@@ -1,7 +1,6 @@
-"""What the compiled CPU kernels offer to `ops`: normals, a Langevin step, and whole chains towards a mixture.
+"""What the compiled CPU kernels offer to `ops`: normals, signs, a Langevin step, to the reference's bits.
 
-They take contiguous float32 CPU tensors. Noise and steps are the reference's bits; a chain's states are the reference's
-to float32 rounding, and do not depend on the batch they are in nor on how the steps are cut into calls.
+They take contiguous float32 CPU tensors. Whole chains are in `_cpu_target`.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor
 
 from fastscore import _config
-from fastscore.ops import _cpu_build, _cpu_mixture
+from fastscore.ops import _cpu_build
 from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
 _LARGE = 1 << 24  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
 _LONG_ELEMENTS = 1 << 19  # elements that repay ending OpenMP's
-_PLAIN_ELEMENTS = 1 << 16  # of a block's largest array, without a compiler: in the cache, and repaying the calls
 BLOCK = 64  # the kernels' block of counters or chains
 
 
@@ -32,12 +30,13 @@ def expect(x: Tensor, work: int) -> None:
 
 def library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
     """The compiled kernels where x is theirs to work on; `work` is announced as by `expect`."""
-    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS) if _plain(x) else None
+    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS) if plain(x) else None
 
 
-def _plain(x: Tensor) -> bool:
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
-    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(x) and _config.backend() != "triton"
+def plain(x: Tensor) -> bool:
+    """Whether x is a tensor that kernels on a CPU can work on."""
+    ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
+    return ordinary and not torch._C._functorch.is_functorch_wrapped_tensor(x) and _config.backend() != "triton"
 
 
 def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
@@ -117,29 +116,6 @@ class Mixture:
     inverse: Tensor  # [K, D] or lower triangular [K, D, D]: L_k^-1
     log_scale: Tensor  # [K]
 
-    def chain(
-        self,
-        x: Tensor,
-        step_sizes: Tensor,
-        temperatures: Tensor,
-        clamp: tuple[float, float] | None,
-        counters: tuple[int, int, int],
-    ) -> Tensor | None:
-        """Rows of x `[B, D]` after as many steps as step_sizes `[S, D or 1]` and temperatures `[S, 1]` have rows.
-
-        Args:
-            x: float32; not changed.
-            step_sizes: a, a step and feature.
-            temperatures: T, a step.
-            clamp: applied to the state after every step.
-            counters: seed, number of the first of these steps, global index of row 0.
-
-        Returns:
-            The states, or None where nothing compiled can make them.
-        """
-        made = run_chains("mixture_chain", self.constants(), self.work(), x, step_sizes, temperatures, clamp, counters)
-        return self._plainly(x, step_sizes, temperatures, clamp, counters) if made is None and _plain(x) else made
-
     def constants(self) -> tuple[object, ...]:
         """What the kernels take it as."""
         return (
@@ -150,81 +126,3 @@ class Mixture:
     def work(self) -> int:
         """How many exponentials cost as much as one feature of the score."""
         return len(self.means)
-
-    def _plainly(
-        self,
-        x: Tensor,
-        step_sizes: Tensor,
-        temperatures: Tensor,
-        clamp: tuple[float, float] | None,
-        counters: tuple[int, int, int],
-    ) -> Tensor:
-        """`chain` without a compiler."""
-        out = x.clone(memory_format=torch.contiguous_format)
-        a, c = _factors(x, step_sizes, temperatures)
-        mixture = _cpu_mixture.Constants(self.means.numpy(), self.inverse.numpy(), self.log_scale.numpy())
-        factors = (a.numpy(), c.numpy())
-        seed, step, first_chain = counters
-        size = max(BLOCK, _PLAIN_ELEMENTS // self.means.numel())
-
-        for start in range(0, len(x), size):  # on one thread: NumPy's short calls on two would wait for each other
-            rows = out[start : start + size].numpy()
-            _cpu_mixture.chain(rows, mixture, factors, clamp, (seed, Stream.LANGEVIN, step, first_chain + start))
-        return out
-
-
-def _factors(x: Tensor, step_sizes: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
-    """a and sqrt(2 a T), `[S, D]`."""
-    a = step_sizes.to(torch.float32).expand(len(step_sizes), x.shape[1]).contiguous()
-    return a, torch.sqrt(2.0 * temperatures.to(torch.float32) * a)
-
-
-def run_chains(
-    name: str,
-    constants: tuple[object, ...],
-    work: int,
-    x: Tensor,
-    step_sizes: Tensor,
-    temperatures: Tensor,
-    clamp: tuple[float, float] | None,
-    counters: tuple[int, int, int],
-) -> Tensor | None:
-    """Run the chains of a kernel `name`, as `Mixture.chain`; `work`: exponentials as costly as a step of an element."""
-    if (found := library(x)) is None:
-        return None
-    out = x.clone(memory_format=torch.contiguous_format)
-    n_steps = step_sizes.shape[0]
-    a, c = _factors(x, step_sizes, temperatures)
-    low, high = clamp or (0.0, 0.0)
-    seed, step, first_chain = counters
-
-    def run(rows: tuple[int, int]) -> None:
-        failed = getattr(found, name)(
-            _cpu_build.pointer(out),
-            *map(ctypes.c_uint64, rows),
-            ctypes.c_int(n_steps),
-            *map(_cpu_build.pointer, (a, c)),
-            ctypes.c_int(clamp is not None),
-            *map(ctypes.c_float, (low, high)),
-            *_cpu_build.key(seed, step, Stream.LANGEVIN, first_chain),
-            *constants,
-        )
-        if failed:
-            raise MemoryError(f"no memory for a block of {BLOCK} chains in {x.shape[1]} dimensions")
-
-    over(run, x.shape[0], out.numel() * work * n_steps)
-    return out
-
-
-def run_rows(name: str, constants: tuple[object, ...], work: int, x: Tensor) -> Tensor | None:
-    """What a kernel `name` makes of the rows of x `[B, D]`, or None where nothing compiled can; as `run_chains`."""
-    if (found := library(x)) is None:
-        return None
-    x, out = x.contiguous(), torch.empty(x.shape)
-
-    def run(rows: tuple[int, int]) -> None:
-        if getattr(found, name)(*map(_cpu_build.pointer, (x, out)), *map(ctypes.c_uint64, rows), *constants):
-            raise MemoryError(f"no memory for a block of {BLOCK} rows of {x.shape[1]} features")
-
-    over(run, x.shape[0], out.numel() * work)
-    return out

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscore.ops import _cpu_numpy
+from fastscore.ops.chain import Keep
 
 Floats = NDArray[np.float32]
 _NOISE = 1 << 16  # normals made at once
@@ -35,6 +36,8 @@ def chain(
     factors: tuple[Floats, Floats],
     clamp: tuple[float, float] | None,
     counters: tuple[int, int, int, int],
+    keep: Keep,
+    path: Floats,
 ) -> None:
     """Steps of the rows of x `[n, D]`, in place.
 
@@ -44,6 +47,8 @@ def chain(
         factors: step sizes and what the noise is multiplied with, `[n_steps, D]` each.
         clamp: (low, high) of every state, or None.
         counters: seed, stream, number of the first step, global index of row 0.
+        keep: which states on the way go to path.
+        path: `[n, keep.count, D]`.
     """
     (n, dim), (a, c) = x.shape, factors
     seed, stream, step, first_chain = counters
@@ -54,13 +59,15 @@ def chain(
         steps = slice(start, min(start + many, len(a)))
         noise = _cpu_numpy.paths(n, dim, seed, stream, step + start, steps.stop - start, first_chain)
         noise *= c[steps, :, None]
-        for made, e in zip(a[steps], noise, strict=True):
+        for done, (made, e) in enumerate(zip(a[steps], noise, strict=True), start + 1):
             _score(state, mixture, z, work, score)
             score *= made[:, None]
             state += score
             state += e
             if clamp is not None:
                 np.clip(state, *map(np.float32, clamp), out=state)
+            if (index := keep.index(done)) is not None:
+                path[:, index] = state.T
     x[...] = state.T
 
 

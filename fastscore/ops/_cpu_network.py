@@ -31,23 +31,6 @@ class Network:
     shifts: Tensor | None  # [sum of all layers' outputs, rows], rows B and what fills the last block
     scales: Tensor | None  # [3, rows]
 
-    def chain(
-        self,
-        x: Tensor,
-        step_sizes: Tensor,
-        temperatures: Tensor,
-        clamp: tuple[float, float] | None,
-        counters: tuple[int, int, int],
-    ) -> Tensor | None:
-        """Steps of every row of x `[B, D]`, as `_cpu_chain.Mixture.chain`."""
-        return _cpu_chain.run_chains(
-            "network_chain", self.constants(), self.work(), x, step_sizes, temperatures, clamp, counters
-        )
-
-    def value(self, x: Tensor) -> Tensor | None:
-        """The value at every row of x, `[B, D]`."""
-        return _cpu_chain.run_rows("network_value", self.constants(), self.work(), x)
-
     def constants(self) -> tuple[object, ...]:
         """What the kernels take it as."""
         layers, rows = len(self.kinds), self.shifts if self.scales is None else self.scales

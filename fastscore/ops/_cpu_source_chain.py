@@ -16,11 +16,25 @@ static float *scratch(size_t count) {
   return made;
 }
 
+/* The positions that are kept on the way: those after steps first, first + thin, ..., `count` of them, in states
+   [*, count, dim]. */
+typedef struct { float *states; int first, thin; u64 count; } Path;
+
+/* Keep the n positions of rows row, ..., a block, if those after so many steps are kept. */
+static void keep(const Path *path, int steps, const float *restrict block, u64 row, int n, int dim) {
+  if (steps < path->first || (steps - path->first) % path->thin) return;
+  const u64 index = (u64)((steps - path->first) / path->thin);
+  if (index >= path->count) return;
+  float *to = path->states + (row * path->count + index) * (u64)dim;
+  for (int i = 0; i < n; i++, to += path->count * (u64)dim)
+    for (int d = 0; d < dim; d++) to[d] = block[d * W + i];
+}
+
 /* n_steps Langevin steps of rows [begin, end) of x [*, dim] along a score; a and c are [n_steps, dim].
    Returns 0, or 1 if there was no memory for it (nothing is done then). */
 static int chains(const Source *source, size_t work_size, float *x, u64 begin, u64 end, int n_steps, const float *a,
                   const float *c, int clamp, float low, float high, u32 k0, u32 k1, u32 step, u32 stream,
-                  u64 first_chain) {
+                  u64 first_chain, const Path *path) {
   const int dim = source->dim, groups = (dim + 3) / 4, n_lanes = dim < 4 ? dim : 4;
   float *state = scratch((2 * (size_t)dim + 4) * W + work_size);
   if (!state) return 1;
@@ -46,6 +60,7 @@ static int chains(const Source *source, size_t work_size, float *x, u64 begin, u
             for (int i = 0; i < W; i++) xd[i] = xd[i] < low ? low : (xd[i] > high ? high : xd[i]);
         }
       }
+      keep(path, k + 1, state, row, n, dim);
     }
     for (int i = 0; i < n; i++)
       for (int d = 0; d < dim; d++) x[(row + (u64)i) * dim + d] = state[d * W + i];
@@ -125,15 +140,5 @@ static void mixture_score(const Source *source, u64 row, int n, const float *x, 
   for (int i = 0; i < W; i++) total[i] = 1.0f / total[i];
   for (int d = 0; d < D; d++)
     for (int i = 0; i < W; i++) s[d * W + i] *= total[i];
-}
-
-/* Steps of rows [begin, end) of x towards a mixture, as `chains`. */
-int mixture_chain(float *x, u64 begin, u64 end, int n_steps, const float *a, const float *c, int clamp, float low,
-                  float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, int n_components, int dim,
-                  int full, const float *means, const float *inverse, const float *log_scale) {
-  const Mixture mixture = {n_components, full, means, inverse, log_scale};
-  const Source source = {mixture_score, dim, &mixture};
-  return chains(&source, (size_t)n_components * (size_t)(dim + 1) * W, x, begin, end, n_steps, a, c, clamp, low, high,
-                k0, k1, step, stream, first_chain);
 }
 """

@@ -131,42 +131,6 @@ static void network_score(const Source *source, u64 row, int n, const float *x, 
   }
 }
 
-/* Steps of rows [begin, end) of x along a network's score, as `chains`. */
-int network_chain(float *x, u64 begin, u64 end, int n_steps, const float *a, const float *c, int clamp, float low,
-                  float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, int n_layers, const int *sizes,
-                  const int *kinds, const int *residuals, const float *packed, const float *shifts,
-                  const float *scales, u64 rows) {
-  int widest = 0;
-  for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
-  const Network net = {n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
-  const Source source = {network_score, sizes[0], &net};
-  return chains(&source, 2 * (size_t)widest * G, x, begin, end, n_steps, a, c, clamp, low, high, k0, k1, step, stream,
-                first_chain);
-}
-
 /* How many outputs a panel has. */
 int network_panel(void) { return R; }
-
-/* The score of a network at rows [begin, end) of x [*, sizes[0]], to out; returns as `chains`. */
-int network_value(const float *x, float *out, u64 begin, u64 end, int n_layers, const int *sizes, const int *kinds,
-                  const int *residuals, const float *packed, const float *shifts, const float *scales, u64 rows) {
-  int widest = 0;
-  for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
-  const Network net = {n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
-  const Source source = {network_score, sizes[0], &net};
-  const size_t dim = (size_t)sizes[0];
-  float *state = scratch(2 * (dim + (size_t)widest) * W);
-  if (!state) return 1;
-  float *s = state + dim * W, *work = s + dim * W;
-  for (u64 row = begin; row < end; row += W) {
-    const int n = end - row < W ? (int)(end - row) : W;
-    for (int i = 0; i < n; i++)
-      for (size_t d = 0; d < dim; d++) state[d * W + i] = x[(row + i) * dim + d];
-    network_score(&source, row, n, state, work, s);
-    for (int i = 0; i < n; i++)
-      for (size_t d = 0; d < dim; d++) out[(row + i) * dim + d] = s[d * W + i];
-  }
-  free(state);
-  return 0;
-}
 """

@@ -131,9 +131,10 @@ static void normal_block(Key key, const u64 *chain, int dim, float *restrict e) 
 
 /* Langevin steps towards any target, as `chains`. */
 int target_chain(float *x, u64 begin, u64 end, int n_steps, const float *a, const float *c, int clamp, float low,
-                 float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, const Target *target) {
+                 float high, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain, const Path *path,
+                 const Target *target) {
   return chains(&target->source, target->work, x, begin, end, n_steps, a, c, clamp, low, high, k0, k1, step, stream,
-                first_chain);
+                first_chain, path);
 }
 
 /* The score at rows [begin, end) of x, to s, and log p, to value, if that is not null; returns as `chains`. */
@@ -155,11 +156,11 @@ int target_value(const float *x, float *s, float *value, u64 begin, u64 end, con
   return 0;
 }
 
-/* n_steps of BAOAB: rows [begin, end) of positions x, velocities v and the scores s at x; half = a / 2, keep =
-   exp(-gamma a) and renew = sqrt((1 - keep^2) T) are [n_steps, dim]; returns as `chains`. */
+/* n_steps of BAOAB: rows [begin, end) of positions x, velocities v and the scores s at x; half = a / 2, damped =
+   exp(-gamma a) and renew = sqrt((1 - damped^2) T) are [n_steps, dim]; returns as `chains`. */
 int underdamped_chain(float *x, float *v, float *s, u64 begin, u64 end, int n_steps, const float *half,
-                      const float *keep, const float *renew, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain,
-                      const Target *target) {
+                      const float *damped, const float *renew, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain,
+                      const Path *path, const Target *target) {
   const int dim = target->source.dim;
   const size_t size = (size_t)dim * W;
   float *position = scratch(4 * size + target->work);
@@ -174,7 +175,7 @@ int underdamped_chain(float *x, float *v, float *s, u64 begin, u64 end, int n_st
       normal_block((Key){k0, k1, step + (u32)k, stream}, chain, dim, e);
       for (int d = 0; d < dim; d++) {
         const size_t at = (size_t)k * dim + d;
-        const float h = half[at], kept = keep[at], renewed = renew[at];
+        const float h = half[at], kept = damped[at], renewed = renew[at];
         float *xd = position + d * W, *vd = velocity + d * W, *sd = score + d * W, *ed = e + d * W;
         for (int i = 0; i < W; i++) {
           const float kicked = vd[i] + h * sd[i], drifted = xd[i] + h * kicked;
@@ -187,6 +188,7 @@ int underdamped_chain(float *x, float *v, float *s, u64 begin, u64 end, int n_st
         const float h = half[(size_t)k * dim + d];
         for (int i = 0; i < W; i++) velocity[d * W + i] += h * score[d * W + i];
       }
+      keep(path, k + 1, position, row, n, dim);
     }
     give(position, row, n, dim, x); give(velocity, row, n, dim, v); give(score, row, n, dim, s);
   }
@@ -220,7 +222,7 @@ static void transition(int dim, const float *a, const float *restrict from, cons
    returns as `chains`. */
 int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, u64 end, int n_steps, const float *a,
                const float *c, u32 uniforms, u32 k0, u32 k1, u32 step, u32 stream, u64 first_chain,
-               const Target *target) {
+               const Path *path, const Target *target) {
   const int dim = target->source.dim;
   const size_t size = (size_t)dim * W;
   float *state = scratch(5 * size + target->work);
@@ -256,6 +258,7 @@ int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, 
           score[j] = accept[i] ? to_score[j] : score[j];
         }
       for (int i = 0; i < W; i++) { p[i] = accept[i] ? to_p[i] : p[i]; count[i] += (float)accept[i]; }
+      keep(path, k + 1, state, row, n, dim);
     }
     give(state, row, n, dim, x); give(score, row, n, dim, s);
     give(p, row, n, 1, log_prob); give(count, row, n, 1, accepted);

@@ -125,6 +125,34 @@ class Schedule:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Which states on the way of some steps are kept: those after steps first, first + thin, ..., count of them."""
+
+    first: int
+    thin: int
+    count: int
+
+    @property
+    def burn_in(self) -> int:
+        """Steps before the first is counted, as a whole-chain kernel has it."""
+        return self.first - self.thin
+
+    def index(self, steps: int) -> int | None:
+        """The place of the state after so many steps, or None where it is not kept."""
+        index, rest = divmod(steps - self.first, self.thin)
+        return index if rest == 0 and 0 <= index < self.count else None
+
+    def part(self, begin: int, end: int) -> Keep:
+        """Those of them that are after steps begin + 1 to end, counted from begin."""
+        skipped = max(0, -((self.first - 1 - begin) // self.thin))
+        count = min(self.count, (end - self.first) // self.thin + 1) - skipped
+        return Keep(self.first + skipped * self.thin - begin, self.thin, max(0, count))
+
+
+NOTHING = Keep(1, 1, 0)
+
+
 class Result(NamedTuple):
     """What a run leaves."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
+
+from fastscore.ops.chain import NOTHING as NOTHING
+from fastscore.ops.chain import Keep as Keep
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 
@@ -26,23 +28,6 @@ class Leaping(Algorithm[State], Protocol[State]):
 
     def advance(self, state: State, k: int, n: int) -> State | None:
         """The state after steps k to k + n - 1, or None where they have to be made one by one."""
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which states on the way of a leap are kept: those after its steps first, first + thin, ..., count of them."""
-
-    first: int
-    thin: int
-    count: int
-
-    @property
-    def burn_in(self) -> int:
-        """Steps before the first is counted, as a whole-chain kernel has it."""
-        return self.first - self.thin
-
-
-NOTHING = Keep(1, 1, 0)
 
 
 @runtime_checkable

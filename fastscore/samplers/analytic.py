@@ -13,7 +13,7 @@ from fastscore.ops import _cpu_network
 from fastscore.ops._cpu_chain import REPAYS, Mixture, expect
 from fastscore.ops._cpu_forward import forward
 from fastscore.ops._cpu_target import DoubleWell as DoubleWellSource
-from fastscore.ops._cpu_target import Source
+from fastscore.ops._cpu_target import Source, value
 from fastscore.reader import Reading, read
 from fastscore.targets import DoubleWell, GaussianMixture
 
@@ -26,7 +26,7 @@ def evaluate(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Tensor:
     if not torch.is_grad_enabled() and (reading := _network(score_fn, x, cond)) is not None:
         flat = x.flatten(1)
         packed = _packed(reading, flat)
-        if packed is not None and (score := packed.value(flat)) is not None:
+        if packed is not None and (score := value(packed, flat)) is not None:
             return score.view(x.shape)
         if len(x) >= _TILED_ROWS:
             score = forward(reading.mlp, flat if reading.in_scale is None else reading.in_scale * flat, reading.shifts)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import resolve_seed
+from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
-from fastscore.ops import graph
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
@@ -65,14 +65,16 @@ class AnnealedLangevin:
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
         """Steps k to k + n - 1 at once, where a kernel can run whole chains of this network."""
         x = state.x
-        if x.device.type == "cpu" and self.dtype == torch.float32 and (moved := self._compiled(x, k, n)) is not None:
-            return LangevinState(moved)
+        if (compiled := self._compiled(x, k, n)) is not None:
+            return LangevinState(compiled[0])
         if (made := self._whole(x, k, n)) is not None:
             return LangevinState(made.x)
         return self._replay(x, k, n)
 
     def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """`advance` on a GPU, with the positions that are kept on the way."""
+        """`advance` where no graph is needed, with the positions that are kept on the way."""
+        if (compiled := self._compiled(state.x, k, n, keep)) is not None:
+            return LangevinState(compiled[0]), compiled[1]
         made = self._whole(state.x, k, n, keep)
         return None if made is None else (LangevinState(made.x), made.kept)
 
@@ -97,21 +99,23 @@ class AnnealedLangevin:
             n_kept=keep.count,
         )
 
-    def _compiled(self, x: Tensor, k: int, n: int) -> Tensor | None:
-        """x after steps k to k + n - 1 in compiled code on a CPU, level by level."""
-        moved, last = x, k + n
+    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> tuple[Tensor, Tensor] | None:
+        """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU, level by level."""
+        if x.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        moved, first, last, paths = x, k, k + n, []
         while k < last:
             found = k // self.n_steps_each
             until = min(last, (found + 1) * self.n_steps_each)
-            if (network := level(self.score_fn, moved, self.sigmas[found])) is None:
-                return None
             a = torch.full((until - k, 1), self.step_sizes[found])
             t = torch.full((until - k, 1), self.temperature)
-            made = network.chain(moved, a, t, self.clamp, (self.seed, k, self.first_chain))
-            if made is None:
+            counters, part = (self.seed, k, self.first_chain), keep.part(k - first, until - first)
+            source = level(self.score_fn, moved, self.sigmas[found])
+            if (made := _cpu_target.langevin(source, moved, a, t, self.clamp, counters, part)) is None:
                 return None
-            moved, k = made, until
-        return moved
+            moved, k = made[0], until
+            paths.append(made[1])
+        return moved, torch.cat(paths, 1)
 
     def _settings(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Step size and temperature of step k."""

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.noise import resolve_seed
+from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
-from fastscore.ops import graph
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, compiled, evaluate
-from fastscore.samplers.arguments import as_tensor, check_clamp, prepare, warn_of_divergence
+from fastscore.samplers.arguments import as_tensor, check_clamp, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, LangevinArguments
 
 if TYPE_CHECKING:
@@ -125,24 +125,29 @@ class Langevin:
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
         """Steps k to k + n - 1 at once, where a kernel can run whole chains of this score."""
         x = state.x
-        if (made := self._whole(x, k, n)) is not None:
-            return LangevinState(made.x)
+        if (whole := self._whole(x, k, n)) is not None:
+            return LangevinState(whole.x)
         if (replayed := self._graph(x, k, n)) is not None:
             return LangevinState(replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x)))
-        if self.dtype != torch.float32 or (target := compiled(self.score_fn, x, self.cond)) is None:
-            return None
-        steps = range(k, k + n)
-        a = [as_tensor("step_size", self.step_size(step), x) for step in steps]
-        t = [as_tensor("temperature", self.temperature(step), x) for step in steps]
-        moved = target.chain(
-            x, torch.stack(a).view(n, -1), torch.stack(t).view(n, 1), self.clamp, (self.seed, k, self.first_chain)
-        )
-        return None if moved is None else LangevinState(moved)
+        made = self._compiled(x, k, n)
+        return None if made is None else LangevinState(made[0])
 
     def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """`advance` on a GPU, with the positions that are kept on the way."""
-        made = self._whole(state.x, k, n, keep)
-        return None if made is None else (LangevinState(made.x), made.kept)
+        """`advance` where no graph is needed, with the positions that are kept on the way."""
+        if (whole := self._whole(state.x, k, n, keep)) is not None:
+            return LangevinState(whole.x), whole.kept
+        made = self._compiled(state.x, k, n, keep)
+        return None if made is None else (LangevinState(made[0]), made[1])
+
+    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> tuple[Tensor, Tensor] | None:
+        """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU; None where it does not know s."""
+        if self.dtype != torch.float32 or (source := compiled(self.score_fn, x, self.cond)) is None:
+            return None
+        a, t = (
+            table(name, schedule, range(k, k + n), x)
+            for name, schedule in (("step_size", self.step_size), ("temperature", self.temperature))
+        )
+        return _cpu_target.langevin(source, x, a, t, self.clamp, (self.seed, k, self.first_chain), keep)
 
     @property
     def _constant(self) -> bool:

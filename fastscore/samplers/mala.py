@@ -88,10 +88,16 @@ class Mala:
 
     def advance(self, state: MalaState, k: int, n: int) -> MalaState | None:
         """Steps k to k + n - 1 at once, where compiled code has the density."""
+        made = self.trace(state, k, n, chain.NOTHING)
+        return None if made is None else made[0]
+
+    def trace(self, state: MalaState, k: int, n: int, keep: chain.Keep) -> tuple[MalaState, Tensor] | None:
+        """`advance`, with the positions that are kept on the way."""
         if (target := self._target(state.x)) is None:
             return None
         a = table("step_size", self.step_size, range(k, k + n), state.x).expand(n, state.x.shape[1]).contiguous()
-        return MalaState(*target.mala(state, a, (self.seed, k, self.first_chain)))
+        made, path = target.mala(state, a, (self.seed, k, self.first_chain), keep)
+        return MalaState(*made), path
 
     def _target(self, x: Tensor) -> _cpu_target.Target | None:
         return _cpu_target.of(density(self.log_prob, self.score_fn, x), x) if self.dtype == torch.float32 else None

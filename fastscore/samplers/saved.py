@@ -55,25 +55,30 @@ class Record:
         return tuple(torch.zeros(x.shape, dtype=computed(x.dtype), device=x.device) for _ in parts)
 
     def keep(self, position: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Keep the position after so many steps, if it is one to be kept; what is running then (Welford 1962)."""
-        if (kept := self.run.kept_after(steps - 1)) is None:
+        """Keep the position after so many steps, if it is one to be kept; what is running then."""
+        if self.run.kept_after(steps - 1) is None:
             return running
-        if self.trajectory is not None:
-            self.trajectory[:, kept] = position
-        if self.moments is not None:
-            self.moments[0, kept], self.moments[1, kept] = position.mean(0), position.var(0, correction=0)
-        if running:
-            mean, squares = running
-            difference = position.to(mean.dtype) - mean
-            mean = mean + difference / (kept + 1)
-            running = (mean, squares + difference * (position.to(mean.dtype) - mean))
-        return running
+        return self.keep_path(position.unsqueeze(1), steps, running)
 
     def keep_path(self, path: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep positions `[B, n, *event]`, the first of them after so many steps, the others `thin` steps apart."""
-        for i, position in enumerate(path.unbind(1)):
-            running = self.keep(position, steps + i * self.run.thin, running)
+        first = self.run.kept_after(steps - 1)
+        assert first is not None
+        if self.trajectory is not None:
+            self.trajectory[:, first : first + path.shape[1]] = path
+        if self.moments is not None:
+            for kept, position in enumerate(path.unbind(1), first):
+                running = self._observe(position, kept, running)
         return running
+
+    def _observe(self, position: Tensor, kept: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Take down the moments of the state of this index; what is running then (Welford 1962)."""
+        assert self.moments is not None
+        self.moments[0, kept], self.moments[1, kept] = position.mean(0), position.var(0, correction=0)
+        mean, squares = running
+        difference = position.to(mean.dtype) - mean
+        mean = mean + difference / (kept + 1)
+        return mean, squares + difference * (position.to(mean.dtype) - mean)
 
     def diagnostics(self, running: tuple[Tensor, ...], first_bad: Tensor) -> dict[str, Tensor]:
         """What a run that was asked for diagnostics gives."""

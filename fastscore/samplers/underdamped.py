@@ -76,12 +76,20 @@ class Underdamped:
 
     def advance(self, state: UnderdampedState, k: int, n: int) -> UnderdampedState | None:
         """Steps k to k + n - 1 at once, where compiled code has the score."""
+        made = self.trace(state, k, n, chain.NOTHING)
+        return None if made is None else made[0]
+
+    def trace(
+        self, state: UnderdampedState, k: int, n: int, keep: chain.Keep
+    ) -> tuple[UnderdampedState, Tensor] | None:
+        """`advance`, with the positions that are kept on the way."""
         x, steps = state.x, range(k, k + n)
         if (target := self._target(x)) is None:
             return None
         a = table("step_size", self.step_size, steps, x).expand(n, x.shape[1]).contiguous()
         factors = self._factors(a, table("temperature", self.temperature, steps, x))
-        return UnderdampedState(*target.underdamped(state, *factors, (self.seed, k, self.first_chain)))
+        made, path = target.underdamped(state, factors, (self.seed, k, self.first_chain), keep)
+        return UnderdampedState(*made), path
 
     def _factors(self, a: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a / 2, c = exp(-gamma a) and sqrt((1 - c^2) T)."""

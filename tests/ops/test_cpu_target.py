@@ -60,18 +60,13 @@ def start(target: Any, n: int = 100) -> Tensor:
 def count_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of steps of the runs that a kernel makes from now on."""
     seen: list[int] = []
-    run, chain = _cpu_target.Target._run, _cpu_target.DoubleWell.chain
+    run = _cpu_target.Target._run
 
     def counted(self: Any, name: str, state: Any, factors: Any, *rest: Any) -> Any:
         seen.append(len(factors[0]))
         return run(self, name, state, factors, *rest)
 
-    def counted_chain(self: Any, x: Tensor, step_sizes: Tensor, *rest: Any) -> Any:
-        seen.append(len(step_sizes))
-        return chain(self, x, step_sizes, *rest)
-
     monkeypatch.setattr(_cpu_target.Target, "_run", counted)
-    monkeypatch.setattr(_cpu_target.DoubleWell, "chain", counted_chain)
     return seen
 
 
@@ -91,7 +86,7 @@ def test_chains_are_the_generic_ones(sampler: Run, target: Any, monkeypatch: pyt
     generic = sampler(lambda x: target.score(x), lambda x: target.log_prob(x), x, **options)
     assert not seen
     made = sampler(target.score, target.log_prob, x, **options)
-    assert seen == [30] or not isinstance(target, targets.DoubleWell)
+    assert seen == [30]
     torch.testing.assert_close(made, generic, rtol=4e-5, atol=4e-5)
 
 
@@ -108,6 +103,17 @@ def test_chains_have_the_same_bits_however_they_are_cut(sampler: Run, target: An
     assert torch.equal(run(half, 17, first_step=13, **more), path[:, -1])
     parts = [run(part, first_chain=first) for part, first in zip(x.split([1, 64, 35]), (0, 1, 65), strict=True)]
     assert torch.equal(torch.cat(parts), path[:, -1])
+
+
+@algorithms
+def test_states_are_kept_inside_one_run_of_the_kernel(sampler: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TARGETS["wells"]
+    run = partial(sampler, target.score, target.log_prob, start(target))
+    expected = [run(n_steps) for n_steps in (14, 19, 24, 29)]
+    seen = count_chains(monkeypatch)
+    path = run(30, burn_in=9, thin=5, return_trajectory=True)
+    assert seen == [30]
+    assert torch.equal(path, torch.stack(expected, 1))
 
 
 @pytest.mark.parametrize(
