@@ -203,8 +203,11 @@ def key(seed: int, step: int, stream: int, first_chain: int) -> tuple[object, ..
 def parallel(run: Callable[[tuple[int, int]], object], n: int, block: int, threads: int, *, long: bool = True) -> None:
     """`run((begin, end))` over [0, n) on up to `threads` threads, cut at multiples of `block`; `long`: over 0.2 ms."""
     blocks = -(-n // block)
-    threads = max(1, min(threads, blocks))
-    if threads > 1 and long:
+    threads = min(threads, blocks)
+    if threads <= 1:
+        run((0, n))
+        return
+    if long:
         _dismiss()
     edges = [min(n, block * (blocks * i // threads)) for i in range(threads + 1)]
     parts = list(itertools.pairwise(edges))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastscore.ops import _cpu_chain, _dispatch, noise
 from fastscore.reference import langevin as reference
@@ -23,7 +24,16 @@ def langevin_step(
     """x + a score + sqrt(2 a T) e for x, score `[B, *event]`; a 0-dim or of the event's shape, T 0-dim."""
     if torch.compiler.is_compiling():
         return reference.langevin_step(x, score, step_size, temperature, _noise(x, seed, step, first_chain))
+    if not _differentiated(x, score, step_size):  # to bind the arguments of a Function takes as long as a small step
+        return _step(x, score, step_size, temperature, seed, step, first_chain)
     return LangevinStep.apply(x, score, step_size, temperature, seed, step, first_chain)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    """Whether a derivative or a transform may be asked of a function of these tensors."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -247,3 +248,18 @@ def test_errors(change, error, message):
     arguments = {"x": torch.zeros(3, 2), "score": torch.zeros(3, 2), **GOOD, **change}
     with pytest.raises(error, match=message):
         langevin_step(arguments.pop("x"), arguments.pop("score"), **arguments)
+
+
+def test_a_step_without_a_derivative_has_the_bits_of_one_with() -> None:
+    x, score = torch.randn(5, 3), torch.randn(5, 3)
+    step = partial(langevin_step, step_size=0.1, seed=1, step=2)
+    plain = step(x, score)
+    tracked = step(x.clone().requires_grad_(), score)
+    assert plain.grad_fn is None and tracked.grad_fn is not None
+    assert torch.equal(plain, tracked.detach())
+    with torch.no_grad():
+        assert step(x.clone().requires_grad_(), score).grad_fn is None
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        made = torch.autograd.forward_ad.unpack_dual(step(dual, score))
+        assert made.tangent is not None and torch.equal(made.primal, plain)
