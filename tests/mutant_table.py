@@ -200,6 +200,7 @@ IN_SAMPLERS = [
     Mutant(47, "compiled mala: the reverse proposal", COMPILED, "<= to_p[i] - p[i] + back[i] - forth[i]", "<= to_p[i] - p[i]", (T + "test_chains_are_the_generic_ones",)),
     Mutant(47, "compiled baoab: the last kick", COMPILED, "velocity[d * W + i] += h * score[d * W + i]", "velocity[d * W + i] += score[d * W + i]", (T + "test_chains_are_the_generic_ones",)),
     Mutant(18, "compiled mala: a lost chain is refused", COMPILED, "state[j] = lost[i] ? NAN : (accept", "state[j] = (accept", (T + "test_a_bad_chain_is_found_inside_a_leap",)),
+    Mutant(18, "compiled mala: an infinite proposal is refused", COMPILED, "lost[i] |= (u32)infinite_or_nan(to[d * W + i]);", ";", (T + "test_mala_loses_a_chain_whose_proposal_is_not_finite",)),
     Mutant(39, "compiled: every part the first", COMPILED, "chain[i] = first_chain + row + (u64)i;\n    take(x, row, n, dim, state)", "chain[i] = row + (u64)i;\n    take(x, row, n, dim, state)", (T + "test_chains_have_the_same_bits_however_they_are_cut",)),
     Mutant(35, "what a leap keeps, one late", "fastscore/ops/chain.py", "return self.first - self.thin", "return self.first", ("tests/kernels/test_samplers.py::test_kept_states_leave_inside_a_launch",)),
     Mutant(49, "a frozen chain goes on in a path", "fastscore/samplers/chain.py", "settled[0].unsqueeze(1), path)", "path, path)", ("tests/kernels/test_samplers.py::test_frozen_chains_stay_on_the_path",)),

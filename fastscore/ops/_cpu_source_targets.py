@@ -249,6 +249,8 @@ int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, 
       u32 accept[W], lost[W] = {0};
       undefined(dim, p, score, lost);
       undefined(dim, to_p, to_score, lost);
+      for (int d = 0; d < dim; d++)
+        for (int i = 0; i < W; i++) lost[i] |= (u32)infinite_or_nan(to[d * W + i]);
       for (int i = 0; i < W; i++)
         accept[i] = logarithm(((float)w[i] + 0.5f) * 0x1p-32f) <= to_p[i] - p[i] + back[i] - forth[i];
       for (int d = 0; d < dim; d++)

@@ -40,8 +40,8 @@ class MalaState(NamedTuple):
 class Mala:
     """The algorithm as `init` and `step`.
 
-    A proposal where log p = -inf, outside the support, is refused. One where log p is NaN or +inf, or its gradient is
-    not finite, makes x NaN, so that it is not taken for a refusal.
+    A proposal where log p = -inf, outside the support, is refused. One that is not finite itself, or where log p is NaN
+    or +inf or its gradient not finite, makes x NaN, so that it is not taken for a refusal.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Mala:
         u = uniform(x.shape[0], self.seed, Stream.ACCEPT, k, self.first_chain, x.dtype, x.device)
         accept = u.log() <= to_log_prob - log_prob + back - forth
         lost = _undefined(log_prob, score) | _undefined(to_log_prob, to_score)
+        lost |= ~proposal.flatten(1).isfinite().all(1)
         event = (-1, *(1,) * (x.dim() - 1))
         moved = torch.where(accept.view(event), proposal, x).masked_fill(lost.view(event), torch.nan)
         return MalaState(
@@ -192,7 +193,8 @@ def mala(
         The last state, or as the two flags say.
 
     Raises:
-        NonFiniteError: see `langevin_dynamics`; also where log p is NaN or +inf, or its gradient is not finite.
+        NonFiniteError: see `langevin_dynamics`; also where a proposal or the gradient of log p is not finite, or log p
+            is NaN or +inf.
         Interrupted: Ctrl-C, likewise.
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.

@@ -14,6 +14,7 @@ import fastscore
 from fastscore import noise, targets
 from fastscore.ops import _cpu_build, _cpu_target
 from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic
+from fastscore.samplers.mala import MalaState
 
 EYE = torch.eye(3, dtype=torch.float64)
 TARGETS: dict[str, Any] = {
@@ -164,6 +165,22 @@ def test_mala_from_where_the_density_is_0_is_the_generic_chain(value: float) -> 
     )
     torch.testing.assert_close(made[0], generic[0], rtol=4e-5, atol=4e-5, equal_nan=True)
     assert torch.equal(made[1]["acceptance_rate"], generic[1]["acceptance_rate"])
+
+
+@towards
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_mala_loses_a_chain_whose_proposal_is_not_finite(target: Any, value: float) -> None:
+    """Whatever the density is there: -inf of most targets, NaN where an infinity meets a zero of a matrix."""
+    x, score = start(target, 3), torch.zeros(3, target.dim)
+    score[1, -1] = value  # of a state whose density says -inf, so that only the proposal tells
+    log_prob = torch.tensor([0.0, -torch.inf, 0.0])
+    for given in (target.log_prob, lambda x: target.log_prob(x)):
+        algorithm = Mala(given, score_fn=target.score if given is target.log_prob else None, step_size=0.01, seed=5)
+        made = algorithm.step(MalaState(x, log_prob, score, torch.zeros(3)), 0)
+        assert bool(made.x[1].isnan().all()) and bool(made.x[[0, 2]].isfinite().all())
+    with pytest.raises(fastscore.NonFiniteError, match="chain 1 is not finite after step 0"):
+        x[1, -1] = value
+        corrected(target.score, target.log_prob, x)
 
 
 def test_mala_takes_a_target_a_method_and_its_own_score(monkeypatch: pytest.MonkeyPatch) -> None:
