@@ -108,7 +108,7 @@ def resources(built: Any) -> tuple[int, int, Counter[str]]:
     return int(found[1]), int(found[2]), opcodes
 
 
-ANALYTIC = ("double well D=2", "ring K=8 D=2", "gaussian D=16")
+ANALYTIC = ("double well D=2", "ring K=8 D=2", "gaussian D=16", "ladder ring K=8 D=2", "ladder gaussian D=16")
 NETWORKS: dict[str, tuple[Architecture, bool, str, int, int]] = {
     "score tf32 H=128 L=3": (90, False, "tf32", 128, 3),
     "score bf16 H=128 L=6": (90, False, "bf16", 128, 6),
@@ -136,8 +136,9 @@ def analytic(name: str, arch: Architecture) -> Chain | None:
     if "double well" in name:
         return Chain(chain_scores.double_well, (torch.ones(()),), dim, options)
     precision = "ieee" if full and dim > 8 and arch == audit.AMD else "bf16x6"
-    precisions = torch.ones(k, dim, dim) if full else torch.ones(k, dim)
-    params = chain_scores.pack(torch.zeros(k, dim), precisions, torch.zeros(k), precision)
+    levels = (10,) if "ladder" in name else ()
+    precisions = torch.ones(*levels, k, dim, *[dim] * full)
+    params = chain_scores.pack(torch.zeros(k, dim), precisions, torch.zeros(*levels, k), precision)
     return Chain(chain_scores.gaussian if k == 1 else chain_scores.mixture, params, dim, options)
 
 

@@ -25,8 +25,8 @@ class Mixture:
 
     Attributes:
         means: m, `[K, D]`.
-        precisions: P, diagonals `[K, D]` or symmetric matrices `[K, D, D]`.
-        constants: c, `[K]`: the logarithm of weight times normaliser.
+        precisions: P, diagonals `[K, D]` or symmetric matrices `[K, D, D]`; `[R, ...]`, one row a level, of a ladder.
+        constants: c, `[K]`: the logarithm of weight times normaliser; `[R, K]` of a ladder.
     """
 
     means: Tensor
@@ -272,7 +272,7 @@ def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[st
         options = scores.launch_options(x.shape[1], False, x.device)
         barrier = torch.full((), source.barrier, dtype=x.dtype, device=x.device)
         return None if options is None else (chain, scores.double_well, (barrier,), options)
-    full = source.precisions.dim() == 3
+    full = source.precisions.dim() == source.constants.dim() + 2
     options = scores.launch_options(x.shape[1], full, x.device)
     if options is None or (full and x.dtype == torch.float64 and x.shape[1] > 8):
         return None

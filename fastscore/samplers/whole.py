@@ -33,10 +33,11 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
     if isinstance(score_fn, ops.TritonScore):
         return score_fn if cond is None else None
     owner = getattr(score_fn, "__self__", None)
-    if isinstance(score_fn, types.MethodType) and isinstance(owner, GaussianMixture):
-        return _mixture(owner) if score_fn.__func__ is GaussianMixture.score and cond is None else None
-    if isinstance(score_fn, types.MethodType) and isinstance(owner, DoubleWell):
-        return ops.DoubleWell(owner.barrier) if score_fn.__func__ is DoubleWell.score and cond is None else None
+    if isinstance(owner, (GaussianMixture, DoubleWell)):
+        kind = GaussianMixture if isinstance(owner, GaussianMixture) else DoubleWell
+        if cond is not None or not _is(score_fn, kind.score, x):
+            return None
+        return _mixture(owner) if isinstance(owner, GaussianMixture) else ops.DoubleWell(owner.barrier)
     reading = _network(score_fn, x, cond)
     if reading is None:
         return None
@@ -47,10 +48,13 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
     return ops.Network(reading.mlp, tuple(reading.shifts), rows, reading.kind == "energy_score", per_chain=True)  # type: ignore[arg-type]
 
 
-def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Network | None:
-    """A network told its noise level, with one row of shifts and scales for each of `sigmas`."""
+def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | None:
+    """A mixture with noise added, or a network told its noise level, with one row of constants for each of `sigmas`."""
     if not ops.available(x) or len(x) == 0:
         return None
+    owner = getattr(score_fn, "__self__", None)
+    if isinstance(owner, GaussianMixture):
+        return _noisy(owner, sigmas) if _is(score_fn, GaussianMixture.noisy_score, x) else None
     found = [_network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)) for sigma in sigmas]
     readings = [reading for reading in found if reading is not None]
     if len(readings) < len(sigmas):
@@ -60,12 +64,24 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Network | N
     return ops.Network(readings[0].mlp, shifts, scales, readings[0].kind == "energy_score")  # type: ignore[arg-type]
 
 
+def _is(score_fn: Any, method: Any, x: Tensor) -> bool:
+    """Whether a score is this method of a target, of as many dimensions as x; of others the target will complain."""
+    known = isinstance(score_fn, types.MethodType) and score_fn.__func__ is method
+    return known and x.dim() == 2 and x.shape[1] == score_fn.__self__.dim
+
+
 def _mixture(target: GaussianMixture) -> ops.Mixture:
     means, inverse, constants = target._exact
     precisions = inverse.squeeze(-1).square() if inverse.shape[-1] == 1 else inverse.mT @ inverse
     return ops.Mixture(
         means.squeeze(-1), precisions.expand(-1, *[target.dim] * (precisions.dim() - 1)), constants.squeeze(-1)
     )
+
+
+def _noisy(target: GaussianMixture, sigmas: Sequence[float]) -> ops.Mixture:
+    levels = [_mixture(target.smoothed(sigma)) for sigma in sigmas]
+    precisions, constants = zip(*((level.precisions, level.constants) for level in levels), strict=True)
+    return ops.Mixture(levels[0].means, torch.stack(precisions), torch.stack(constants))
 
 
 def _network(score_fn: Any, x: Tensor, cond: Any) -> Reading | None:

@@ -27,7 +27,7 @@ def double_well(x, at, params):
 @triton.jit
 def gaussian(x, at, params):
     """-S^-1 (x - m); params as for a mixture of one."""
-    _, pulled = component(x, 0, params)
+    _, pulled = component(x, 0, at, params)
     return -pulled
 
 
@@ -35,7 +35,8 @@ def gaussian(x, at, params):
 def mixture(x, at, params):
     """-sum_k r_k S_k^-1 (x - m_k), r_k = softmax_k(c_k - 1/2 (x - m_k)' S_k^-1 (x - m_k)).
 
-    params: means `[K, P]`, precisions `[K, P]` or `[K, P, P]`, constants c `[K]`, K, whether diagonal, how exact.
+    params: means `[K, P]`, precisions `[K, P]` or `[K, P, P]`, constants c `[K]`, K, whether diagonal, how exact, and
+    whether precisions and constants have a level before K: those of a mixture with less and less noise added.
     The largest exponent is found first: that costs the products twice, and saves K exponentials and every rescaling.
     """
     K: tl.constexpr = params[3]
@@ -45,36 +46,39 @@ def mixture(x, at, params):
     pull = tl.zeros(x.shape, x.dtype)
     if SMALL:
         for k in tl.static_range(K):
-            largest = tl.maximum(largest, component(x, k, params)[0])
+            largest = tl.maximum(largest, component(x, k, at, params)[0])
         for k in tl.static_range(K):
-            total, pull = weighted(x, k, largest, total, pull, params)
+            total, pull = weighted(x, k, at, largest, total, pull, params)
     else:
         for k in range(K):
-            largest = tl.maximum(largest, component(x, k, params)[0])
+            largest = tl.maximum(largest, component(x, k, at, params)[0])
         for k in range(K):
-            total, pull = weighted(x, k, largest, total, pull, params)
+            total, pull = weighted(x, k, at, largest, total, pull, params)
     return -pull / total[None, :]
 
 
 @triton.jit
-def weighted(x, k, largest, total, pull, params):
+def weighted(x, k, at, largest, total, pull, params):
     """The sums over components with component k in them."""
-    joint, pulled = component(x, k, params)
+    joint, pulled = component(x, k, at, params)
     weight = tl.exp(joint - largest)
     return total + weight, pull + weight[None, :] * pulled
 
 
 @triton.jit
-def component(x, k, params):
-    """c_k - 1/2 y' S_k^-1 y `[BLOCK_CHAINS]` and S_k^-1 y, y = x - m_k."""
+def component(x, k, at, params):
+    """c_k - 1/2 y' S_k^-1 y `[BLOCK_CHAINS]` and S_k^-1 y, y = x - m_k; c and S those of this step's level."""
     P: tl.constexpr = x.shape[0]
     row = tl.arange(0, P)
+    of_level = k
+    if params[6]:
+        of_level += at[3].to(tl.int64) * params[3]
     y = x - tl.load(params[0] + k * P + row)[:, None]
-    if params[4]:  # noqa: SIM108 (decided when compiled)
-        pulled = y * tl.load(params[1] + k * P + row)[:, None]
+    if params[4]:
+        pulled = y * tl.load(params[1] + of_level * P + row)[:, None]
     else:
-        pulled = times(y, params[1] + k * P * P, params)
-    return tl.load(params[2] + k) - 0.5 * tl.sum(y * pulled, 0), pulled
+        pulled = times(y, params[1] + of_level * P * P, params)
+    return tl.load(params[2] + of_level) - 0.5 * tl.sum(y * pulled, 0), pulled
 
 
 @triton.jit
@@ -95,9 +99,12 @@ def times(y, matrix, params):
 
 
 def pack(means: torch.Tensor, precisions: torch.Tensor, constants: torch.Tensor, precision: str) -> tuple[Any, ...]:
-    """The params of a target: means `[K, D]`, precisions S^-1 `[K, D]` or `[K, D, D]`, constants `[K]`."""
-    diagonal = precisions.dim() == 2
-    tiled = to_tile(precisions, 1) if diagonal else to_tile(to_tile(precisions, 1), 2)
+    """The params of a target: means `[K, D]`, precisions S^-1 `[K, D]` or `[K, D, D]`, constants `[K]`.
+
+    Of a ladder, precisions and constants have one more dimension before K: the level.
+    """
+    diagonal = precisions.dim() == constants.dim() + 1
+    tiled = to_tile(precisions, -1) if diagonal else to_tile(to_tile(precisions, -1), -2)
     return (
         to_tile(means, 1).contiguous(),
         tiled.contiguous(),
@@ -105,6 +112,7 @@ def pack(means: torch.Tensor, precisions: torch.Tensor, constants: torch.Tensor,
         tl.constexpr(len(means)),
         tl.constexpr(diagonal),
         tl.constexpr("tf32" if precision == "bf16" else precision),
+        tl.constexpr(constants.dim() == 2),
     )
 
 

@@ -44,6 +44,9 @@ ANALYTIC = (
     "gaussian D=64",
     "full mixture K=8 D=3",
     "mixture K=40 D=8",
+    "ladder gaussian D=64",
+    "ladder full mixture K=8 D=3",
+    "ladder mixture K=40 D=8",
 )
 
 

@@ -146,6 +146,47 @@ def test_annealing(launches, device):
     assert launches == [6, 6]
 
 
+MIXTURES = {
+    "ring": GaussianMixture.ring(5, 2.0, 0.5),
+    "each": GaussianMixture([[0.0, 1.0, 2.0], [1.0, -1.0, 0.0]], [[0.3, 0.5, 1.0], [1.0, 0.2, 0.4]], [0.2, 0.8]),
+    "full": GaussianMixture([[0.0, 1.0], [1.0, -1.0]], [[[1.0, 0.3], [0.3, 0.5]], [[0.4, -0.2], [-0.2, 0.3]]]),
+    "many": GaussianMixture(torch.linspace(-2, 2, 200).view(40, 5), 0.3),
+    "gaussian": Gaussian(torch.arange(18.0) / 9, 0.2 * torch.eye(18) + 0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_annealing_towards_a_mixture(name, dtype, launches, device):
+    """Every level has its own precisions; a run that is cut inside a level goes on at that level."""
+    target = MIXTURES[name]
+    x = torch.randn(9, target.dim, dtype=dtype, device=device)
+    options = {"sigmas": [3.0, 1.0, 0.3], "n_steps_each": 2, "step_size": 0.01, "clamp": (-4.0, 4.0)}
+    made, true = both(annealed_langevin_dynamics, target.noisy_score, x, **options)
+    digits = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(made, true, rtol=digits, atol=digits)
+    if dtype == torch.float64 and target.dim > 8:
+        assert launches == []  # a matrix in float64 does not fit
+        return
+    assert launches == [6]
+    options |= {"return_trajectory": True, "seed": 3}
+    path = annealed_langevin_dynamics(target.noisy_score, x, **options)
+    rest = annealed_langevin_dynamics(target.noisy_score, path[:, 2], first_step=3, **options)
+    assert torch.equal(rest, path[:, 3:])
+    assert launches == [6, 6, 3]
+
+
+@pytest.mark.parametrize("target", [Gaussian([0.0, 1.0], 0.5), DoubleWell(2)], ids=["gaussian", "wells"])
+def test_a_target_of_another_dimension_is_refused(target, launches, device):
+    x = torch.randn(9, 3, device=device)
+    with pytest.raises(ValueError, match=r"x must have shape \[B, 2\]"):
+        langevin_dynamics(target.score, x, step_size=0.01, n_steps=2, seed=0)
+    if isinstance(target, Gaussian):
+        with pytest.raises(ValueError, match=r"x must have shape \[B, 2\]"):
+            annealed_langevin_dynamics(target.noisy_score, x, sigmas=[1.0], n_steps_each=2, step_size=0.01, seed=0)
+    assert launches == []
+
+
 def test_runs_may_be_cut(launches, device):
     score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
     whole = langevin_dynamics(score_fn, x, step_size=0.02, n_steps=6, seed=3)
