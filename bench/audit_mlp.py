@@ -89,7 +89,7 @@ def case(
     return Case(
         name=f"{family}_{operation} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
-        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32", **_PROBE},
+        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32", **PROBE},
         constexprs={
             **{name: None for name in kernel.arg_names if name in absent},
             **{name: value for name, value in constants.items() if name in kernel.arg_names},
@@ -101,7 +101,7 @@ def case(
 
 
 # What a probe is made of.
-_PROBE = {"first_chain": "i64", "key_low": "i32", "key_high": "i32"}
+PROBE = {"first_chain": "i64", "key_low": "i32", "key_high": "i32"}
 
 # What stays in float32 beside bfloat16 products: samples and what is summed.
 _WIDE = (

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.audit import Case
+from bench.audit_mlp import PROBE
 
 
 def entries() -> list[dict[str, Any]]:
     """Their part of the launch table."""
     from fastscore_kernels import table
 
-    return [entry for entry in table.entries() if re.match(r"(trace|energy)_", entry["operation"])]
+    return [entry for entry in table.entries() if re.match(r"(trace|estimate|energy)_", entry["operation"])]
 
 
 def plain() -> Iterator[tuple[str, Case]]:
@@ -27,29 +28,42 @@ def cases() -> Iterator[tuple[str, Case]]:
         for architecture in entry["architectures"]:
             yield architecture, case(entry)
             yield architecture, case(entry, residual=True, shifted=True)
+            if entry["operation"].startswith("estimate"):
+                yield architecture, case(entry, probe="normal")
 
 
-def case(entry: dict[str, Any], *, residual: bool = False, activation: str = "silu", shifted: bool = False) -> Case:
-    """One entry's kernel of whole networks; residual from the second layer on, shifts at every layer."""
+def case(
+    entry: dict[str, Any],
+    *,
+    residual: bool = False,
+    activation: str = "silu",
+    shifted: bool = False,
+    probe: str = "rademacher",
+) -> Case:
+    """One entry's kernel of whole networks; residual from the second layer on, shifts at every layer; four probes."""
     from fastscore_kernels import mlp_whole_forward
 
     operation, width, dim, precision = (entry[key] for key in ("operation", "width", "dim", "precision"))
     family, _, number = operation.partition("_")
     depth = int(number)
-    kernel = getattr(mlp_whole_forward, f"{family}_kernel")
+    estimate, energy = family == "estimate", family == "energy"
+    kernel = mlp_whole_forward.energy_kernel if energy else mlp_whole_forward.trace_kernel
     narrow = "*bf16" if precision == "bf16" else "*fp32"
     factors = "*bf16" if precision in ("bf16", "tf32x3") else "*fp32"
-    pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
-    tuples = {"weights": (factors,) * depth, "biases": ("*fp32",) * (depth + 1)}
+    pointers = [n for n in kernel.arg_names if n.endswith("_ptr") and not (estimate and n == "seeds_ptr")]
+    tuples = {"weights": (factors,) * (depth + estimate), "biases": ("*fp32",) * (depth + 1)}
     tuples["shifts"] = ("*fp32" if shifted else "constexpr",) * (depth + 1)
-    if family == "energy" and factors == "*fp32":
+    if energy and factors == "*fp32":
         tuples["turned"] = (factors,) * (depth - 1)
     places = {name: kernel.arg_names.index(name) for name in tuples}
     absent: dict[Any, Any] = {} if shifted else {(places["shifts"], at): None for at in range(depth + 1)}
-    absent |= {"turned": None} if family == "energy" and "turned" not in tuples else {}
+    absent |= {"turned": None} if energy and "turned" not in tuples else {}
+    probing = {} if energy else {"K": 4 if estimate else dim, "PROBE": probe if estimate else None}
+    absent |= {"seeds_ptr": None} if estimate else {}
     options = dict(entry["options"])
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     kind = (" residual" if residual else "") + (" shifted" if shifted else "")
+    kind += " normal" if estimate and probe == "normal" else ""
     return Case(
         name=f"{family} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
@@ -57,16 +71,18 @@ def case(entry: dict[str, Any], *, residual: bool = False, activation: str = "si
             **{name: narrow if name in ("seeds_ptr", "last_ptr") else "*fp32" for name in pointers},
             **tuples,
             "n_rows": "i32",
+            **({} if energy else PROBE if estimate else dict.fromkeys(PROBE, "i32")),  # zeros of no probe
         },
         constexprs={
             **absent,
             "D": dim,
+            **probing,
             "DEPTH": depth,
             "WIDTHS": (width,) * depth,
             "PHIS": (activation,) * depth,
             "RESIDUALS": tuple(residual and at > 0 for at in range(depth)),
             "PRECISION": "bf16x6" if precision == "tf32x3" else precision,
-            "APART": width * dim + (depth - 1) * width**2 if precision == "tf32x3" else 0,
+            "APART": width * dim * (1 + estimate) + (depth - 1) * width**2 if precision == "tf32x3" else 0,
             **options,
         },
         elements=options["COLUMNS"],

@@ -111,13 +111,14 @@ class Problem:
         """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""
         if self.energy and self.probes is not None:
             return None
-        on_chip, family = "mlp_layers", ""
         if self.energy:
             on_chip, family = "mlp_whole", "energy"
         elif self.probes is None:
             on_chip, family = ("mlp", "mlp") if mlp.depth <= 2 else ("mlp_whole", "trace")
         elif self.probes.count == 1 and mlp.depth == 2 and not any(mlp.residuals):
             on_chip, family = "mlp", "dual"
+        else:
+            on_chip, family = "mlp_whole", "estimate"
         for name in (on_chip, "mlp_layers"):
             found = _dispatch.kernels(name, x.device)
             if found is not None and found.supported(mlp, x, self.narrow, family):

@@ -1,6 +1,6 @@
 """Networks of any depth and width, layer by layer: products of the BLAS on jets, and one launch between two of them.
 
-For what no kernel holds on chip: Hutchinson's estimate, gradients of the trace of three and more hidden layers and of
+For what no kernel holds on chip: gradients of estimates, of the trace of three and more hidden layers and of
 energies (`mlp_whole` has their values), and wide networks. `evaluate` and `differentiate` take the arguments of
 `fastscore.ops.mlp_tiles` and do the same sums, with the parameters of the same forms (`fastscore.ops.mlp_forms`,
 `mlp_laplacian`), which they know by their `kind`:

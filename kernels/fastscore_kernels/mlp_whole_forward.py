@@ -1,4 +1,4 @@
-"""Whole networks in one launch, values only: exact traces of three and more hidden layers, and energies.
+"""Whole networks in one launch, values only: traces, exact of three and more hidden layers or estimated, and energies.
 
 A program holds COLUMNS samples, each a column, with all units of a layer: what a layer gives is the right factor of the
 next product, whose left factor, the weights, the tensor cores read from shared memory, where the hidden layers' stay.
@@ -7,7 +7,8 @@ So a layer costs registers for its slopes `d_l = phi_l'(z_l)` alone, and one of 
     T_1 = d_1 * (W_1 C)_k,   Q_l = W_l T_{l-1},   T_l = d_l * Q_l (+ T_{l-1} if residual),
     tr(C J) = sum_k W_{L+1}[k] . T_L,                                                              `trace_kernel`
 
-and for an energy, with the adjoints `a_L = w`, `a_{l-1} = W_l' (d_l a_l) (+ a_l)`, which need no tangents,
+along a probe v alike, `T_1 = d_1 * W_1 v` and `v'CJv = (C W_{L+1})' v . T_L`, v made here; for an energy, with the
+adjoints `a_L = w`, `a_{l-1} = W_l' (d_l a_l) (+ a_l)`, which need no tangents,
 
     s = -W_1' (d_1 a_1),   lap E = a_1 e_1 . |W_1|^2 + sum_k sum_{l > 1} a_l e_l . Q_l^2,          `energy_kernel`
 
@@ -22,7 +23,7 @@ Weights (W_1 to W_L), transposes, biases and shifts are tuples by layer; None wh
 import triton
 import triton.language as tl
 
-from fastscore_kernels import activations
+from fastscore_kernels import activations, probes
 from fastscore_kernels.mlp_tiles import matrix, product
 
 
@@ -109,7 +110,7 @@ def preactivation(
     return z
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
 def trace_kernel(
     score_ptr,
     trace_ptr,
@@ -120,7 +121,12 @@ def trace_kernel(
     biases,
     shifts,
     n_rows,
+    first_chain,
+    key_low,
+    key_high,
     D: tl.constexpr,
+    K: tl.constexpr,
+    PROBE: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTHS: tl.constexpr,
     PHIS: tl.constexpr,
@@ -130,7 +136,10 @@ def trace_kernel(
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Score `[n, D]` and `tr(C J)` `[n]`; seeds are `(W_1 C)'`, `[D, H_1]`, last W_{L+1}, `[D, H_L]`."""
+    """Score `[n, D]` and `tr(C J)` `[n]`; seeds are `(W_1 C)'`, `[D, H_1]`, last W_{L+1}, `[D, H_L]`; K is D.
+
+    With a PROBE, its kind, K forms `[n, K]` instead; seeds are None then, and weights one more, `(C W_{L+1})'`.
+    """
     first = tl.program_id(0).to(tl.int64) * COLUMNS
     units, features = tl.arange(0, WIDTH), tl.arange(0, max(16, triton.next_power_of_2(D)))
     h = columns_of(x_ptr, first, n_rows, features, COLUMNS, D)
@@ -148,15 +157,25 @@ def trace_kernel(
     keep_forms(
         score_ptr, h, last_ptr, biases[DEPTH], shifts[DEPTH], 1.0, first, n_rows, units, COLUMNS, WIDTHS[DEPTH - 1], D
     )
+    rows = tl.arange(0, COLUMNS)
     trace = tl.zeros([COLUMNS], tl.float32)
-    for k in range(0, D):
-        t = slopes[0] * column(seeds_ptr + k * WIDTHS[0], units, WIDTHS[0])
+    for k in range(0, K):
+        if PROBE is None:
+            t = slopes[0] * column(seeds_ptr + k * WIDTHS[0], units, WIDTHS[0])
+        else:
+            v = tl.trans(probes.tile(key_low, key_high, first_chain + first + rows, features, D, PROBE, k))
+            t = slopes[0] * multiply(inner[0], v, PRECISION)
         for layer in tl.static_range(1, DEPTH):
             q = multiply(inner[layer], t, PRECISION)
             t = slopes[layer] * q + t if RESIDUALS[layer] else slopes[layer] * q
-        trace += tl.sum(t * column(last_ptr + k * WIDTHS[DEPTH - 1], units, WIDTHS[DEPTH - 1]), 0)
-    rows = tl.arange(0, COLUMNS)
-    tl.store(trace_ptr + first + rows, trace, mask=rows < n_rows - first)
+        if PROBE is None:
+            trace += tl.sum(t * column(last_ptr + k * WIDTHS[DEPTH - 1], units, WIDTHS[DEPTH - 1]), 0)
+        else:
+            leaving = factor(weights[DEPTH], units, features, WIDTHS[DEPTH - 1], D, APART)
+            form = tl.sum(t * multiply(leaving, v, PRECISION), 0)
+            tl.store(trace_ptr + first * K + (rows * K + k), form, mask=rows < n_rows - first)
+    if PROBE is None:
+        tl.store(trace_ptr + first + rows, trace, mask=rows < n_rows - first)
 
 
 @triton.jit(do_not_specialize=["n_rows"])

@@ -16,8 +16,8 @@ def sign(word, bit):
 
 
 @triton.jit
-def tile(key_low, key_high, chain, features, D: tl.constexpr, KIND: tl.constexpr):
-    """The first probe of samples `chain` `[rows]` (int64), `[rows, features]` in float32; `features` is `[n]`.
+def tile(key_low, key_high, chain, features, D: tl.constexpr, KIND: tl.constexpr, number=0):
+    """Probe `number` of samples `chain` `[rows]` (int64), `[rows, features]` in float32; `features` is `[n]`.
 
     KIND is "rademacher", which takes one counter a sample for 128 features, or "normal", of which every feature makes
     the pair it is one of: for the few features of a network on chip, not for images. Features from D on have some
@@ -25,14 +25,15 @@ def tile(key_low, key_high, chain, features, D: tl.constexpr, KIND: tl.constexpr
     """
     chain, feature = chain[:, None], features[None, :]
     nothing = tl.zeros([1, 1], tl.int32)
+    step = nothing + number
     if KIND == "rademacher":
         group = feature // 128 if D > 128 else nothing
-        w0, w1, w2, w3 = philox.words(key_low, key_high, 2, nothing, chain, group)
+        w0, w1, w2, w3 = philox.words(key_low, key_high, 2, step, chain, group)
         at = feature % 128 // 32
         return sign(tl.where(at == 0, w0, tl.where(at == 1, w1, tl.where(at == 2, w2, w3))), feature % 32)
     else:
         GROUPS: tl.constexpr = (D + 3) // 4
-        w0, w1, w2, w3 = philox.words(key_low, key_high, 2, nothing, chain, feature % GROUPS)
+        w0, w1, w2, w3 = philox.words(key_low, key_high, 2, step, chain, feature % GROUPS)
         lane = feature // GROUPS
         cos, sin = philox.direction(tl.where(lane < 2, w1, w3), False)
         return philox.radius(tl.where(lane < 2, w0, w2), False) * tl.where(lane % 2 == 0, cos, sin)

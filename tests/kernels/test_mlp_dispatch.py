@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -58,6 +59,29 @@ def test_explain_says_so(depth, how, device):
     assert fastscore.explain(net, torch.ones(9, 2, device=device), **how).backend == "triton"
     with fastscore.use_backend("torch"):
         assert fastscore.explain(net, torch.ones(9, 2, device=device), **how).backend == "torch"
+
+
+def edges():
+    for depth in range(1, 7):
+        for width, dim in ((32, 1), (64, 2), (65, 17), (128, 64), (129, 65), (256, 128)):
+            if depth < 4 or dim < 64 or (width == 256 and depth == 6):  # the others are the same paths, and slow
+                yield depth, width, dim
+
+
+@pytest.mark.parametrize(("depth", "width", "dim"), list(edges()))
+def test_every_size_is_right_whatever_takes_it(depth, width, dim, device):
+    """Depth 1-6, width 32-256, dim 1-128, exact and estimated; what does not fit on chip falls by itself."""
+    torch.manual_seed(depth)
+    net = fastscore.ScoreMLP(dim=dim, width=width, depth=depth).to(device)
+    x = torch.randn(3, dim).to(device)
+    for how in ({"trace": "exact"}, {"trace": "hutchinson", "n_probes": 2, "seed": 1}):
+        with torch.no_grad():
+            made = fastscore.divergence(net, x, **how)
+            with fastscore.use_backend("torch"):
+                true = fastscore.divergence(copy.deepcopy(net).double(), x.double(), **how)
+        assert fastscore.explain(net, x, **{k: v for k, v in how.items() if k != "seed"}).backend == "triton"
+        for found, exact in ((made.score, true.score), (made.trace, true.trace)):
+            assert (found - exact).abs().max() < 1e-5 * exact.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("sizes", [(2, 8, 8, 2), (1, 1, 1), (64, 256, 256, 64), (3, 20, 3), (2, 64, 129, 2)])

@@ -36,7 +36,19 @@ def whole(monkeypatch):
     assert called
 
 
+def probes(count: int = 3) -> ops.Probes:
+    """Of signs where they are even in number, else normal, of samples that are far in their batch."""
+    return ops.Probes(seed=2**63 + 8, count=count, kind="normal" if count % 2 else "rademacher", first_sample=2**33)
+
+
 CASES = {
+    "estimate-2-of-8": Case(widths=(20, 24), probes=probes(8), rows=31),
+    "estimate-2-residual": Case(widths=(20, 20), residuals=(1,), probes=probes(1), rows=65, dim=16),
+    "estimate-3-of-1": Case(probes=probes(1), rows=32, dim=2),
+    "estimate-3-one-feature": Case(rows=1, dim=1, widths=(7, 1, 5), probes=probes(2), bare=True),
+    "estimate-2-widest": Case(rows=17, dim=16, widths=(128, 65), probes=probes(), bare=True),
+    "estimate-2-most-features": Case(rows=17, dim=64, widths=(64, 64), residuals=(1,), probes=probes()),
+    "estimate-3-widest": Case(rows=33, dim=15, widths=(33, 64, 64), residuals=(2,), probes=probes()),
     "trace-3": Case(),
     "trace-3-one-row-one-feature": Case(rows=1, dim=1, widths=(7, 1, 5)),
     "trace-3-residual-2": Case(widths=(20, 20, 18), residuals=(1,)),
@@ -63,7 +75,7 @@ def test_values_match_brute_force(name):
     close(CASES[name].fused()[0], CASES[name].exact()[0])
 
 
-@pytest.mark.parametrize("name", ["trace-3-residual-2", "energy-2"])
+@pytest.mark.parametrize("name", ["trace-3-residual-2", "energy-2", "estimate-2-of-8", "estimate-3-of-1"])
 def test_gradients_go_layer_by_layer(name):
     for found, exact in zip(CASES[name].fused("xuwb"), CASES[name].exact("xuwb"), strict=True):
         close(found, exact)
@@ -89,14 +101,16 @@ class Sizes(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", ["trace", "energy"])
+@pytest.mark.parametrize("kind", ["trace", "estimate", "energy"])
 def test_nothing_of_a_layer_s_size_is_written(kind, monkeypatch):
     """With x and shifts read where they are; what the interpreter copies is not ours."""
-    case = Case(rows=300, dim=2, widths=(20, 20, 20), energy=kind == "energy")
+    some = probes() if kind == "estimate" else None
+    case = Case(rows=300, dim=2, widths=(20, 20, 20), energy=kind == "energy", probes=some)
     mlp, x, shifts = case.network(case.leaves(torch.float32)[0])
     launched = []
-    kernel = getattr(mlp_whole, f"{kind}_kernel")
-    monkeypatch.setattr(mlp_whole, f"{kind}_kernel", {(10,): lambda **given: launched.append(given)})
+    name = "energy_kernel" if kind == "energy" else "trace_kernel"
+    kernel = getattr(mlp_whole, name)
+    monkeypatch.setattr(mlp_whole, name, {(10,): lambda **given: launched.append(given)})
     with Sizes() as sizes, torch.no_grad():
         case.values(mlp, x, shifts, exact=False)
     (given,) = launched
@@ -105,15 +119,20 @@ def test_nothing_of_a_layer_s_size_is_written(kind, monkeypatch):
     assert set(given) | {"num_warps", "num_stages"} == set(kernel.arg_names) | {"num_warps", "num_stages"}
 
 
-def test_weighted_trace():
-    """tr(C J): the kernel sees C through the seeds of the tangents."""
+@pytest.mark.parametrize("some", [None, ops.Probes(seed=3, count=2)], ids=["trace", "estimate"])
+def test_weighted_trace(some):
+    """tr(C J), v'CJv: the kernel sees C through the seeds of the tangents, or through what meets them."""
     case = Case(rows=6)
     matrix = torch.tensor([[0.5, 1.0, 0.0], [-1.0, 2.0, 0.3], [0.1, 0.0, 1.0]], dtype=torch.float64)
     results = []
     for dtype, backend in ((torch.float32, "triton"), (torch.float64, "torch")):
         mlp, x, shifts = case.network(case.leaves(dtype)[0])
         with fastscore.use_backend(backend):
-            results.append(ops.score_and_trace(mlp, x, shifts, weight=matrix.to(x)))
+            c = matrix.to(x)
+            if some is None:
+                results.append(ops.score_and_trace(mlp, x, shifts, weight=c))
+            else:
+                results.append(ops.score_and_quadratic(mlp, x, shifts, probes=some, weight=c))
     close(*results)
 
 
@@ -174,7 +193,7 @@ def _entries():
     architecture = table._architecture(torch.device(DEVICE))
     for entry in table.entries():
         kind, _, depth = entry["operation"].partition("_")
-        if kind in ("trace", "energy") and architecture in entry["architectures"]:
+        if kind in ("trace", "estimate", "energy") and architecture in entry["architectures"]:
             dim = entry["dim"] if DEVICE == "cuda" else 2
             yield kind, int(depth), entry["precision"], entry["width"], dim
 
@@ -190,6 +209,9 @@ def test_every_entry_against_float64(kind, depth, precision, width, dim):
     for dtype, backend in ((torch.float64, "torch"), (torch.float32, "triton")):
         mlp = reference.MLP(tuple(w.to(DEVICE, dtype) for w in weights), (None,) * (depth + 1), names, (False,) * depth)
         with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest"):
+            if kind == "estimate":
+                found.append(ops.score_and_quadratic(mlp, x.to(DEVICE, dtype), probes=ops.Probes(seed=5, count=2)))
+                continue
             of = ops.energy_terms if kind == "energy" else ops.score_and_trace
             found.append(of(mlp, x.to(DEVICE, dtype)))
     for exact, made in zip(*found, strict=True):
@@ -220,4 +242,6 @@ def test_explain_says_so(whole):
     for net, of in ((fastscore.ScoreMLP(dim=2, depth=3), "divergence"), (fastscore.EnergyMLP(dim=2), "laplacian")):
         told = fastscore.explain(net.to(DEVICE), x, of=of)
         assert told.backend == "triton" and "one launch" in told.why
+    net = fastscore.ScoreMLP(dim=2, width=64, depth=3).to(DEVICE)
+    assert "one launch" in fastscore.explain(net, x, trace="hutchinson", n_probes=4).why
     whole.append("nothing was to run")
