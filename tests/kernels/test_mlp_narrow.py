@@ -42,7 +42,7 @@ def test_error_is_at_most_twice_that_of_torch(kind, monkeypatch):
         net = case.network(case.leaves(torch.float32)[0])[0]
         asked = mlp_functions.Problem(net.activations, net.residuals, case.energy, case.probes, narrow=True)
         module = asked.kernels(net, torch.ones(1, 3, device=DEVICE))
-        by_kind = {"closed-2-too-wide": mlp_layers, "estimate": mlp_layers, "closed": mlp, "dual": mlp}
+        by_kind = {"closed-2-too-wide": mlp_layers, "closed": mlp, "dual": mlp}
         assert module is by_kind.get(kind, by_kind.get(kind.split("-")[0], mlp_whole))
         fused = case.fused("xuwb")
     assert any(not torch.equal(f, n) for f, n in zip(fused[0], narrow, strict=True)), "nothing was rounded"
