@@ -17,6 +17,10 @@ import triton.language as tl
 from fastscore_kernels import philox
 from fastscore_kernels.launch import device_of
 
+# Threads go along the axis of a tile on which addresses are the most contiguous; where all are alike, along the last
+# one, but before Triton 3.7 along the first.
+_TURN = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
+
 
 @triton.jit
 def tile_features(N_FEATURES: tl.constexpr):
@@ -27,6 +31,12 @@ def tile_features(N_FEATURES: tl.constexpr):
     row = tl.arange(0, LANES * GROUPS)[:, None]
     feature = row // GROUPS * N_GROUPS + row % GROUPS
     return feature, (row % GROUPS < N_GROUPS) & (feature < N_FEATURES)
+
+
+@triton.jit
+def turned(tile):
+    """The tile as memory is addressed with it, or back, so that threads go along chains."""
+    return tl.trans(tile) if _TURN else tile
 
 
 @triton.jit
@@ -98,8 +108,9 @@ def chain_kernel(
     features, exists = tile_features(N_FEATURES)
     inside = (chains < n_chains) & exists
     # Unhinted, memory would decide the layout of the whole loop: neighbouring features would go to different threads.
-    offs = tl.max_contiguous(chains * N_FEATURES + features, [1, 1])
-    x = tl.load(x_ptr + offs, mask=inside, other=0.0)
+    row, column, there = turned(chains), turned(features), turned(inside)
+    offs = tl.max_contiguous(row * N_FEATURES + column, [1, 1])
+    x = turned(tl.load(x_ptr + offs, mask=there, other=0.0))
     first_bad = tl.full([BLOCK_CHAINS], -1, tl.int32)
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
     start = 0
@@ -122,12 +133,12 @@ def chain_kernel(
             first_bad = tl.where(bad & (first_bad < 0), k, first_bad)
             x = tl.where((first_bad >= 0)[None, :], x, moved) if FREEZE else moved
         if kept < n_kept:
-            offs_kept = chains * n_kept * N_FEATURES + kept * N_FEATURES + features
-            tl.store(kept_ptr + tl.max_contiguous(offs_kept, [1, 1]), x, mask=inside)
+            offs_kept = row * n_kept * N_FEATURES + kept * N_FEATURES + column
+            tl.store(kept_ptr + tl.max_contiguous(offs_kept, [1, 1]), turned(x), mask=there)
         start = stop
-    tl.store(out_ptr + offs, x, mask=inside)
-    row = tl.program_id(0).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)
-    tl.store(first_bad_ptr + row, first_bad, mask=row < n_chains)
+    tl.store(out_ptr + offs, turned(x), mask=there)
+    chain = tl.program_id(0).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)
+    tl.store(first_bad_ptr + chain, first_bad, mask=chain < n_chains)
 
 
 def generation(device: torch.device) -> int:

@@ -50,11 +50,12 @@ def score_mlp(x, at, params):
     biases = params[1] + row * (DEPTH * WIDTH + INPUTS)
     weights = params[0]
     z = product(widened(tl.trans(scaled(x, row, 0, params)), INPUTS), weights, WIDTH, INPUTS, params)
-    h = functions.value(z + bias(biases, 0, WIDTH, params), ACTIVATIONS[0], FAST)
+    z += bias(biases, 0, WIDTH, params)
+    h = functions.value(z, tl.constexpr(ACTIVATIONS[0]), FAST)
     weights += WIDTH * INPUTS
     for layer in tl.static_range(1, DEPTH):
-        z = product(h, weights, WIDTH, WIDTH, params)
-        new = functions.value(z + bias(biases, layer * WIDTH, WIDTH, params), ACTIVATIONS[layer], FAST)
+        z = product(h, weights, WIDTH, WIDTH, params) + bias(biases, layer * WIDTH, WIDTH, params)
+        new = functions.value(z, tl.constexpr(ACTIVATIONS[layer]), FAST)
         h = new + h if RESIDUALS[layer] else new
         weights += WIDTH * WIDTH
     out = product(h, weights, INPUTS, WIDTH, params) + bias(biases, DEPTH * WIDTH, INPUTS, params)
@@ -75,12 +76,13 @@ def energy_mlp(x, at, params):
     biases = params[1] + row * ((DEPTH + 1) * WIDTH)
     weights = params[0]
     z = product(widened(tl.trans(scaled(x, row, 0, params)), INPUTS), weights, WIDTH, INPUTS, params)
-    h, slope = functions.value_and_slope(z + bias(biases, 0, WIDTH, params), ACTIVATIONS[0], FAST)
+    z += bias(biases, 0, WIDTH, params)
+    h, slope = functions.value_and_slope(z, tl.constexpr(ACTIVATIONS[0]), FAST)
     slopes = (slope,)
     weights += WIDTH * INPUTS
     for layer in tl.static_range(1, DEPTH):
-        z = product(h, weights, WIDTH, WIDTH, params)
-        new, slope = functions.value_and_slope(z + bias(biases, layer * WIDTH, WIDTH, params), ACTIVATIONS[layer], FAST)
+        z = product(h, weights, WIDTH, WIDTH, params) + bias(biases, layer * WIDTH, WIDTH, params)
+        new, slope = functions.value_and_slope(z, tl.constexpr(ACTIVATIONS[layer]), FAST)
         h = new + h if RESIDUALS[layer] else new
         slopes = slopes + (slope,)  # type: ignore[assignment]  # noqa: RUF005
         weights += WIDTH * WIDTH
