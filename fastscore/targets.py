@@ -6,7 +6,6 @@ about (half precision computed in float32), so nothing has to be moved, and they
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -109,6 +108,7 @@ class GaussianMixture:
         self.dtype, self.device = given.dtype, given.device
         self._means, self._weights = centres, probability / probability.sum()
         self._factor = _cholesky("covariances", spreads)
+        self._axes: tuple[Tensor, Tensor] | None = None
         self._exact = self._closed_form()
         self._ready = tuple(constant.to(self.device, self.dtype) for constant in self._exact)
         self.lipschitz = self._lipschitz()
@@ -210,12 +210,18 @@ class GaussianMixture:
             return self._ready
         return tuple(constant.to(x.device, x.dtype) for constant in self._exact)
 
-    @functools.cached_property
+    @property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Variances `[K, D]` along the axes `[K, D, D]` (columns) of every component, float64."""
+        """Variances `[K, D]` along the axes `[K, D, D]` (columns) of every component, float64, made once.
+
+        Not a `functools.cached_property`, whose lock torch.compile cannot trace before Python 3.12.
+        """
+        if self._axes is not None:
+            return self._axes
         factor = self._factor if self._factor.shape[-1] == self.dim else torch.diag_embed(self._factor.squeeze(-1))
         vectors, roots, _ = torch.linalg.svd(factor)
-        return roots.square(), vectors
+        self._axes = roots.square(), vectors
+        return self._axes
 
     def _lipschitz(self) -> float | None:
         factor = self._factor
