@@ -102,7 +102,7 @@ IN_THE_STEP = [
     Mutant(5, "triton: a masked load of anything", FUSED, "mask=feature < n_features, other=0.0", "mask=feature < n_features", RULES),
     Mutant(13, "triton: a product of any precision", "kernels/fastscore_kernels/chain_scores.py", "input_precision=PRECISION, out_dtype", "out_dtype", RULES),
     Mutant(47, "triton: every level the first's precisions", "kernels/fastscore_kernels/chain_scores.py", "at[3].to(tl.int64) * params[3]", "at[3].to(tl.int64) * 0", ("tests/kernels/test_samplers.py::test_annealing_towards_a_mixture",)),
-    Mutant(5, "a target of any dimension", "fastscore/samplers/whole.py", " and x.shape[1] == score_fn.__self__.dim", "", ("tests/kernels/test_samplers.py::test_a_target_of_another_dimension_is_refused",)),
+    Mutant(5, "a target of any dimension", "fastscore/samplers/arguments.py", " and x.shape[1] == owner.dim", "", ("tests/kernels/test_samplers.py::test_a_target_of_another_dimension_is_refused",)),
     Mutant(48, "whole networks: every probe the first", "kernels/fastscore_kernels/mlp_whole_forward.py", "features, D, PROBE, k)", "features, D, PROBE, 0)", ("tests/kernels/test_mlp_whole.py::test_values_match_brute_force",)),
     Mutant(33, "triton: tuned at run time", TRITON, "@triton.jit\ndef philox(", "@triton.autotune([], [])\n@triton.jit\ndef philox(", RULES),
 ]

@@ -90,7 +90,7 @@ def _ours(make: Callable[[fastscore.EnergyMLP, Tensor], losses.Loss], named: str
 
 
 FAMILY = Family(
-    name="divergence, energies",
+    name="divergence of energies",
     title="A training step of an energy network, time relative to an eager denoising step of the same network",
     unit="sample",
     base="denoising, eager",

@@ -82,7 +82,7 @@ def _ours(case: Case, arrays: Arrays) -> Call:
 
 
 FAMILY = Family(
-    name="divergence, laplacians",
+    name="divergence of gradients",
     title="The Laplacian of an energy, time relative to nested autograd",
     unit="sample",
     base="loop of autograd.grad",

@@ -43,4 +43,4 @@ def laplacian(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: s
     return lambda: {"laplacian": (units * (operator @ units)).sum(1).reshape(x.shape).sum(1)}
 
 
-BUILDERS = {("divergence, laplacians", "curvlinops, Hessian operator"): laplacian}
+BUILDERS = {("divergence of gradients", "curvlinops, Hessian operator"): laplacian}

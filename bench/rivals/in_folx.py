@@ -30,6 +30,6 @@ def laplacian(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: s
 
 
 BUILDERS = {
-    ("divergence, energies", "JAX, folx"): trained(training),
-    ("divergence, laplacians", "JAX, folx"): laplacian,
+    ("divergence of energies", "JAX, folx"): trained(training),
+    ("divergence of gradients", "JAX, folx"): laplacian,
 }

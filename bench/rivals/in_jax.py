@@ -164,9 +164,9 @@ BUILDERS = {
     ("divergence", "JAX, jacfwd"): trained(functools.partial(by_jacobian, jax.jacfwd)),
     ("divergence", "JAX, closed form"): trained(closed_form),
     ("divergence", "JAX, Hutchinson by jvp"): trained(hutchinson),
-    ("divergence, energies", "JAX, jacfwd of grad"): trained(energy_jacfwd),
+    ("divergence of energies", "JAX, jacfwd of grad"): trained(energy_jacfwd),
     ("chains", "JAX, lax.scan"): chain,
     ("steps", "JAX"): one_step,
     ("noise", "JAX, threefry"): normals,
-    ("divergence, laplacians", "JAX, hessian"): laplacian,
+    ("divergence of gradients", "JAX, hessian"): laplacian,
 }

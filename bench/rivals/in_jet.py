@@ -20,4 +20,4 @@ def laplacian(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: s
     return lambda: {"laplacian": found(x).squeeze(-1)}
 
 
-BUILDERS = {("divergence, laplacians", "jet-for-pytorch, collapsed"): laplacian}
+BUILDERS = {("divergence of gradients", "jet-for-pytorch, collapsed"): laplacian}

@@ -80,10 +80,10 @@ def loss(kind: Any, weight: float = 1.0, **options: Any) -> Any:
 
 BUILDERS = {
     ("chains", "torchebm, LangevinDynamics"): chain,
-    ("divergence, energies", "torchebm, ScoreMatching"): loss(ScoreMatching),
-    ("divergence, energies", "torchebm, ScoreMatching approx"): loss(ScoreMatching, hessian_method="approx"),
-    ("divergence, energies", "torchebm, SlicedScoreMatching (5)"): loss(SlicedScoreMatching, n_projections=5),
-    ("divergence, energies", "torchebm, DenoisingScoreMatching"): loss(
+    ("divergence of energies", "torchebm, ScoreMatching"): loss(ScoreMatching),
+    ("divergence of energies", "torchebm, ScoreMatching approx"): loss(ScoreMatching, hessian_method="approx"),
+    ("divergence of energies", "torchebm, SlicedScoreMatching (5)"): loss(SlicedScoreMatching, n_projections=5),
+    ("divergence of energies", "torchebm, DenoisingScoreMatching"): loss(
         DenoisingScoreMatching, SIGMA**2, noise_scale=SIGMA
     ),
 }

@@ -6,8 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from fastscore.ops.chain import NOTHING as NOTHING
-from fastscore.ops.chain import Keep as Keep
+from fastscore.ops.chain import Keep
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 

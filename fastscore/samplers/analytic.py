@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from fastscore.ops._cpu_forward import forward
 from fastscore.ops._cpu_target import DoubleWell as DoubleWellSource
 from fastscore.ops._cpu_target import Source, value
 from fastscore.reader import Reading, read
+from fastscore.samplers.arguments import target_of
 from fastscore.targets import DoubleWell, GaussianMixture
 
 _COMPILED_ROWS = 128  # below these, packing a network's weights for one step costs more than its own forward pass
@@ -92,13 +92,7 @@ def _packed(reading: Reading, x: Tensor, rows: int | None = None) -> _cpu_networ
 
 def _owner(method: Any, name: str, x: Tensor) -> Any:
     """The target in closed form whose method `name` this is, if its chains can run from float32 x on a CPU."""
-    owner = getattr(method, "__self__", None)
-    if not isinstance(method, types.MethodType) or not isinstance(owner, (GaussianMixture, DoubleWell)):
-        return None
-    kind = GaussianMixture if isinstance(owner, GaussianMixture) else DoubleWell
-    if method.__func__ is not getattr(kind, name, None) or x.dtype != torch.float32 or x.device.type != "cpu":
-        return None
-    return owner if x.dim() == 2 and x.shape[1] == owner.dim else None
+    return target_of(method, name, x) if x.dtype == torch.float32 and x.device.type == "cpu" else None
 
 
 def _target(method: Any, name: str, x: Tensor) -> Mixture | DoubleWellSource | None:

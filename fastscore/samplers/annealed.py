@@ -64,21 +64,17 @@ class AnnealedLangevin:
 
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
         """Steps k to k + n - 1 at once, where a kernel can run whole chains of this network."""
-        x = state.x
-        if (compiled := self._compiled(x, k, n)) is not None:
-            return LangevinState(compiled[0])
-        if (made := self._whole(x, k, n)) is not None:
-            return LangevinState(made.x)
-        return self._replay(x, k, n)
+        made = self.trace(state, k, n, chain.NOTHING)
+        return self._replay(state.x, k, n) if made is None else made[0]
 
     def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
         """`advance` where no graph is needed, with the positions that are kept on the way."""
-        if (compiled := self._compiled(state.x, k, n, keep)) is not None:
-            return LangevinState(compiled[0]), compiled[1]
-        made = self._whole(state.x, k, n, keep)
-        return None if made is None else (LangevinState(made.x), made.kept)
+        if (whole := self._whole(state.x, k, n, keep)) is not None:
+            return LangevinState(whole.x), whole.kept
+        made = self._compiled(state.x, k, n, keep)
+        return None if made is None else (LangevinState(made[0]), made[1])
 
-    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> _whole_chain.Result | None:
+    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> _whole_chain.Result | None:
         """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
@@ -99,7 +95,7 @@ class AnnealedLangevin:
             n_kept=keep.count,
         )
 
-    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> tuple[Tensor, Tensor] | None:
+    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
         """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU, level by level."""
         if x.device.type != "cpu" or self.dtype != torch.float32:
             return None

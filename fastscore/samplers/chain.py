@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastscore import _checks
-from fastscore.samplers.algorithm import NOTHING as NOTHING
+from fastscore.ops.chain import NOTHING as NOTHING
+from fastscore.ops.chain import Keep as Keep
 from fastscore.samplers.algorithm import Algorithm, Leaping, State, Tracing
-from fastscore.samplers.algorithm import Keep as Keep
 from fastscore.samplers.saved import Record, check_file
 
 POLICIES = ("raise", "freeze", "ignore")

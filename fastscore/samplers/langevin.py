@@ -124,13 +124,11 @@ class Langevin:
 
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
         """Steps k to k + n - 1 at once, where a kernel can run whole chains of this score."""
-        x = state.x
-        if (whole := self._whole(x, k, n)) is not None:
-            return LangevinState(whole.x)
-        if (replayed := self._graph(x, k, n)) is not None:
-            return LangevinState(replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x)))
-        made = self._compiled(x, k, n)
-        return None if made is None else LangevinState(made[0])
+        if (made := self.trace(state, k, n, chain.NOTHING)) is not None:
+            return made[0]
+        if (replayed := self._graph(x := state.x, k, n)) is None:
+            return None
+        return LangevinState(replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x)))
 
     def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
         """`advance` where no graph is needed, with the positions that are kept on the way."""
@@ -139,7 +137,7 @@ class Langevin:
         made = self._compiled(state.x, k, n, keep)
         return None if made is None else (LangevinState(made[0]), made[1])
 
-    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> tuple[Tensor, Tensor] | None:
+    def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
         """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU; None where it does not know s."""
         if self.dtype != torch.float32 or (source := compiled(self.score_fn, x, self.cond)) is None:
             return None
@@ -169,7 +167,7 @@ class Langevin:
             n, lambda: graph.replayed(owner, self._score, x, *self._settings(k, x), self.clamp, *counters)
         )
 
-    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep = chain.NOTHING) -> _whole_chain.Result | None:
+    def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> _whole_chain.Result | None:
         """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.source(self.score_fn, x, self.cond) if self.dtype == x.dtype else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from fastscore.ops import chain as ops
 from fastscore.reader import Reading, read
-from fastscore.targets import DoubleWell, GaussianMixture
+from fastscore.samplers.arguments import target_of
+from fastscore.targets import GaussianMixture
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,9 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
         return None
     if isinstance(score_fn, ops.TritonScore):
         return score_fn if cond is None else None
-    owner = getattr(score_fn, "__self__", None)
-    if isinstance(owner, (GaussianMixture, DoubleWell)):
-        kind = GaussianMixture if isinstance(owner, GaussianMixture) else DoubleWell
-        if cond is not None or not _is(score_fn, kind.score, x):
-            return None
-        return _mixture(owner) if isinstance(owner, GaussianMixture) else ops.DoubleWell(owner.barrier)
+    target = target_of(score_fn, "score", x) if cond is None else None
+    if target is not None:
+        return _mixture(target) if isinstance(target, GaussianMixture) else ops.DoubleWell(target.barrier)
     reading = _network(score_fn, x, cond)
     if reading is None:
         return None
@@ -52,9 +49,8 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | No
     """A mixture with noise added, or a network told its noise level, with one row of constants for each of `sigmas`."""
     if not ops.available(x) or len(x) == 0:
         return None
-    owner = getattr(score_fn, "__self__", None)
-    if isinstance(owner, GaussianMixture):
-        return _noisy(owner, sigmas) if _is(score_fn, GaussianMixture.noisy_score, x) else None
+    if isinstance(target := target_of(score_fn, "noisy_score", x), GaussianMixture):
+        return _noisy(target, sigmas)
     found = [_network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)) for sigma in sigmas]
     readings = [reading for reading in found if reading is not None]
     if len(readings) < len(sigmas):
@@ -62,12 +58,6 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | No
     shifts = tuple(map(_stacked, zip(*(reading.shifts for reading in readings), strict=True)))
     scales = tuple(map(_stacked, zip(*((r.in_scale, r.out_scale, r.skip) for r in readings), strict=True)))
     return ops.Network(readings[0].mlp, shifts, scales, readings[0].kind == "energy_score")  # type: ignore[arg-type]
-
-
-def _is(score_fn: Any, method: Any, x: Tensor) -> bool:
-    """Whether a score is this method of a target, of as many dimensions as x; of others the target will complain."""
-    known = isinstance(score_fn, types.MethodType) and score_fn.__func__ is method
-    return known and x.dim() == 2 and x.shape[1] == score_fn.__self__.dim
 
 
 def _mixture(target: GaussianMixture) -> ops.Mixture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,6 @@ def compiled() -> None:
 def without(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
     return monkeypatch
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A process that knows of no library, and an empty home."""
-    monkeypatch.setattr(
-        _cpu_build,
-        "_Found",
-        type("_Found", (_cpu_build._Found,), {"library": None, "looked": False, "built": False, "work": 0}),
-    )
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield tmp_path
 
 
 @pytest.mark.parametrize("first", [0, 2**32 - 3, 2**56 - 200])
