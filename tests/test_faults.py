@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 import fastscore
 from fastscore import noise, targets
@@ -112,6 +114,13 @@ print(killed)
 @pytest.mark.parametrize("most", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_at_the_same_bits(most: int, tmp_path: Path) -> None:
     assert int(program(SAMPLING, tmp_path, most)) > 0
+
+
+def test_a_run_without_a_bar_waits_for_no_lock_of_tqdm() -> None:
+    """The lock is shared by forked processes, so that one killed while it held it would stop all others for ever."""
+    with ThreadPoolExecutor(1) as pool, tqdm.get_lock():
+        run = pool.submit(fastscore.langevin_dynamics, torch.neg, X, step_size=0.1, n_steps=3, seed=1)
+        assert bool(torch.isfinite(run.result(timeout=60)).all())
 
 
 class Exhausted(TorchDispatchMode):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,9 +193,10 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     guard, record = Guard(run, x), Record(run, type(algorithm).__name__, x)
     # One object, so that an interrupt never sees a state of another step.
     done, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
-    bar = tqdm(initial=done[1], total=run.n_steps, disable=not run.progress, leave=False, unit="step")
+    # A disabled tqdm too waits for a lock that forked processes share: one killed while it held it would stop this run.
+    bar = tqdm(initial=done[1], total=run.n_steps, leave=False, unit="step") if run.progress else None
     try:
-        with torch.no_grad(), bar:
+        with torch.no_grad(), bar if bar is not None else nullcontext():
             while done[1] < run.n_steps:
                 old, k, running = done
                 if (traced := _trace(algorithm, guard, run, old, k)) is not None:
@@ -206,7 +208,8 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
                 if record.due(done[1]):
                     guard.look()
                     record.write(*done, guard.first_bad)
-                bar.update(done[1] - k)
+                if bar is not None:
+                    bar.update(done[1] - k)
             guard.look()
     except KeyboardInterrupt as interrupt:
         record.write(*done, guard.first_bad)
