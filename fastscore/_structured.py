@@ -235,8 +235,8 @@ def denoising_loss(
     seed: int,
     first_chain: int,
 ) -> Tensor | None:
-    """`share sum_b 1/2 |level s(x + level e) + e|^2` by kernels that make noise and gradients, or None."""
-    if not ops.on_kernels(x):
+    """`share sum_b 1/2 |level s(x + level e) + e|^2` by compiled passes that make noise and gradients, or None."""
+    if not ops.denoises(x):
         return None
     reading = read(fn, x, cond, ("score",))
     if reading is None or not reading.is_plain:

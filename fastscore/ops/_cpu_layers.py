@@ -50,7 +50,7 @@ class Layers:
     def pull(
         self, d: Tensor, above: Tensor | None, bent: Sequence[tuple[Tensor, Tensor]], scale: float, total: Tensor | None
     ) -> None:
-        """`d = d above + scale sum(a b for a, b in bent)` in place, one or two pairs; adds the sum of rows to total."""
+        """`d = d above + scale sum(a b for a, b in bent)` in place, up to two pairs; adds the sum of rows to total."""
         kept = [array.contiguous() for pair in bent for array in pair]
         first = None if above is None else above.contiguous()
         addresses = [array.data_ptr() for array in kept] + [None] * (4 - len(kept))

@@ -105,8 +105,8 @@ void jets(u32 activation, u32 order, u64 rows, u64 n, const float *z, const floa
     known[activation](order, n, z + at, b + r * step, h + at, d + at, c + at, t + at);
 }
 
-/* d = d a + scale (s c + u t) in place, without the parts that are null (a; s; u and t); the new d's column sums are
-   added to `total` if it is not null, block by block, for fewer roundings. */
+/* d = d a + scale (s c + u t) in place, without the parts that are null (a; s and c, but not with a; u and t); the new
+   d's column sums are added to `total` if it is not null, block by block, for fewer roundings. */
 void pull(u64 rows, u64 width, const float *a, const float *s, const float *c, const float *u, const float *t,
           float scale, float *d, float *total) {
   for (u64 r = 0; r < rows; r += ROWS)
@@ -117,7 +117,8 @@ void pull(u64 rows, u64 width, const float *a, const float *s, const float *c, c
         const u64 at = i * width + k;
         const float *ai = a + at, *si = s + at, *ci = c + at, *ui = u + at, *ti = t + at;
         float *di = d + at;
-        if (a && !u) EACH { di[j] = MADD(di[j], ai[j], scale * (si[j] * ci[j])); sum[j] += di[j]; }
+        if (a && !s) EACH { di[j] *= ai[j]; sum[j] += di[j]; }
+        else if (a && !u) EACH { di[j] = MADD(di[j], ai[j], scale * (si[j] * ci[j])); sum[j] += di[j]; }
         else if (a) EACH { di[j] = MADD(di[j], ai[j], scale * MADD(si[j], ci[j], ui[j] * ti[j])); sum[j] += di[j]; }
         else if (!u) EACH { di[j] = scale * (si[j] * ci[j]); sum[j] += di[j]; }
         else EACH { di[j] = scale * MADD(si[j], ci[j], ui[j] * ti[j]); sum[j] += di[j]; }

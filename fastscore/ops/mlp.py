@@ -8,7 +8,7 @@ The entry for `divergence`, `laplacian` and the losses; they pass a network read
     energy_terms(mlp, x, shifts, probes=None)             -> energy [B], score [B, D], lap [B]  exact, or v'Hv [B, K]
     implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
     energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
-    denoising_loss(mlp, x, shifts, level=, ...)           -> loss, or None without kernels      one number, fused
+    denoising_loss(mlp, x, shifts, level=, ...)           -> loss, or None if not compiled      one number, fused
 
 Scalings around the network (`s = c_out net(c_in x) + c_skip x`) stay with the caller, for whom
 `tr = c_in c_out tr_net + c_skip D`. Everything is differentiable in x, shifts, weights, biases and C, to any order;
@@ -27,13 +27,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops import _dispatch, noise
+from fastscore.ops import _cpu_layers, _dispatch, noise
 from fastscore.ops.mlp_denoising import Denoising, Residual
 from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights, transformed
 from fastscore.ops.mlp_functions import Probes as Probes
 from fastscore.ops.mlp_functions import narrow as narrow
 from fastscore.reference.mlp import MLP, Shifts
 from fastscore.reference.philox import Stream
+
+_ROWS = 1 << 10  # below which autograd's own denoising loss on a CPU is as fast
 
 
 def score_and_trace(mlp: MLP, x: Tensor, shifts: Shifts = (), *, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -132,9 +134,9 @@ def denoising_loss(
     seed: int,
     first_chain: int,
 ) -> Tensor | None:
-    """Return `square sum_b |level_b s(x_b + level_b e_b) + e_b|^2`, its gradients computed on the way, from kernels.
+    """Return `square sum_b |level_b s(x_b + level_b e_b) + e_b|^2`, its gradients computed on the way.
 
-    None where there are none for it, or it asks for more than gradients in the network's tensors.
+    None where nothing compiled is there for it, or it asks for more than gradients in the network's tensors.
 
     Args:
         mlp: the network.
@@ -153,7 +155,7 @@ def denoising_loss(
         fixed and needed and torch.is_grad_enabled() and x.dtype == torch.float32 and _fusable(problem, x, tensors)
     ):
         return None
-    if problem.kernels(mlp, x) is None:
+    if problem.kernels(mlp, x) is None and not _compiled(mlp, x):
         return None
     residual = Residual(square, level if weigh else 1.0, 1.0 if weigh else 1 / level, seed, first_chain)
     y = noise.mixed(x.detach(), 1.0, level, seed, int(Stream.DATA), first_chain)
@@ -181,9 +183,15 @@ def runner(
     return "tiles" if kernels is None else kernels.__name__.rpartition(".")[2]
 
 
-def on_kernels(x: Tensor) -> bool:
-    """Whether there may be kernels for networks at x."""
-    return _dispatch.kernels("mlp", x.device) is not None
+def denoises(x: Tensor) -> bool:
+    """Whether there may be compiled passes for a denoising loss at x."""
+    return _dispatch.kernels("mlp", x.device) is not None or (x.device.type == "cpu" and len(x) >= _ROWS)
+
+
+def _compiled(mlp: MLP, x: Tensor) -> bool:
+    """Whether tiles on a CPU are compiled from end to end: autograd's own passes are as good as torch's in tiles."""
+    known = all(map(_cpu_layers.knows, mlp.activations))
+    return known and _cpu_layers.layers(x, len(x) * max(mlp.widths)) is not None
 
 
 def _problem(mlp: MLP, x: Tensor, *, energy: bool = False, probes: Probes | None = None) -> Problem:

@@ -1,7 +1,8 @@
-"""The denoising loss of a structured network on a GPU: noise made where it is used, gradients with the loss.
+"""The denoising loss of a structured network in one pass: noise made where it is used, gradients with the loss.
 
 `square sum_b |alpha_b s(y_b) + beta_b e_b|^2` at `y = x + level e`. The normals e are a function of the seed and the
-row; they are made again for the residual, and neither they nor anything of the network's width outlives a chunk.
+row; they are made again for the residual, and neither they nor anything of the network's width outlives a chunk or
+tile.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.ops import mlp_functions, noise
-from fastscore.ops.mlp_functions import Problem
+from fastscore.ops import _cpu_threads, mlp_functions, mlp_tiles, noise
+from fastscore.ops.mlp_forms import Jets
+from fastscore.ops.mlp_functions import Outputs, Problem
+from fastscore.ops.mlp_passes import Scratch
+from fastscore.ops.mlp_tiles import Gradients
 from fastscore.reference import mlp as reference
 from fastscore.reference.philox import Stream
 
@@ -22,8 +26,18 @@ from fastscore.reference.philox import Stream
 class Value:
     """The form of a network of which nothing but its output is asked."""
 
-    kind, columns = "value", 1
+    kind, order, columns = "value", 0, 1
     parameters: tuple[Tensor, ...] = ()
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], None]:
+        """No gradients."""
+        return [], None
 
 
 @dataclass(frozen=True)
@@ -66,19 +80,21 @@ class Denoising(torch.autograd.Function):
             mlp = replace(mlp, weights=tuple(weight.bfloat16() for weight in mlp.weights))
         keys = problem.keys()
         wanted = {key: t for key, t, need in zip(keys, (y, *tensors), needs, strict=True) if need}
-        squares: list[Tensor] = []
+        squares: dict[int, Tensor] = {}  # by first row: threads come in any order
 
-        def upstream(rows: slice, score: Tensor, _: tuple[()]) -> tuple[Tensor, tuple[()]]:
+        def upstream(rows: slice, score: Tensor, _: Outputs) -> tuple[Tensor, tuple[()]]:
             found = residual(rows, score)
-            squares.append(found.square().sum())
+            squares[rows.start] = found.square().sum()
             return found.mul_(2 * residual.square * residual.scales(rows)[0]), ()
 
-        kernels = problem.kernels(mlp, y)
-        assert kernels is not None
-        with torch.autocast(y.device.type, enabled=False):
-            gradients = kernels.differentiate(mlp, y, shifts, Value(), upstream, wanted, 1.0, True)
+        arguments, kernels = (mlp, y, shifts, Value(), upstream, wanted, 1.0), problem.kernels(mlp, y)
+        with _cpu_threads.alone(y), torch.autocast(y.device.type, enabled=False):
+            if kernels is None:
+                gradients = mlp_tiles.differentiate(*arguments)
+            else:
+                gradients = kernels.differentiate(*arguments, True)
         ctx.save_for_backward(y, *tensors, *(gradients.get(key) for key in keys))
-        return residual.square * torch.stack(squares).sum()
+        return residual.square * torch.stack([squares[row] for row in sorted(squares)]).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -129,13 +129,13 @@ def descend(
     """Add the gradients of weights and biases and yield `(l, dz_l)`, from the last layer to the first.
 
     `upstream` is the gradient in the output (None: zero); `slopes` and `curvatures`, times `scale`, those in
-    `phi'(z_l)` and `phi''(z_l)`. Overwrites `phi'(z_l)` of the jets with `dz_l`.
+    `phi'(z_l)` and `phi''(z_l)` (no slopes: zero). Overwrites `phi'(z_l)` of the jets with `dz_l`.
     """
     dz = upstream
     above: Tensor | None = None
     for layer in range(mlp.depth, -1, -1):
         if layer < mlp.depth:
-            bent = [(slopes[layer], jets[layer][2])]
+            bent = [(slopes[layer], jets[layer][2])] if slopes else []
             if curvatures is not None:
                 bent.append((curvatures[layer], jets[layer][3]))
             dz = mlp_passes.pull(jets[layer][1], above, bent, scale, sums.sums.get(("bias", layer)), scratch)
