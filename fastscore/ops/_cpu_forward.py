@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from fastscore.ops import _cpu_threads
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_passes import Scratch, kept
+from fastscore.ops.mlp_passes import kept
+from fastscore.ops.mlp_scratch import Scratch
 from fastscore.ops.mlp_tiles import tile_rows, tiles
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP, Shifts

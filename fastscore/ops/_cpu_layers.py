@@ -6,9 +6,12 @@ computes does not change from one run to the next.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from fastscore.ops import _cpu_build
 from fastscore.reference.activations import ACTIVATIONS
 
 _REPAYS = 1 << 16  # elements of a layer of a batch: a few hundred steps of it repay the compilation
-_INDEX = {"silu": 0, "softplus": 1, "tanh": 2, "softsign": 3}  # in the table of C's `jets`
+INDEX = {"silu": 0, "softplus": 1, "tanh": 2, "softsign": 3}  # in the table of C's `jets`
 _UINT, _SIZE, _POINTER, _FLOAT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_float
 
 
@@ -40,12 +43,12 @@ class Layers:
         for function in functions:
             function.restype = None
 
-    def jets(self, name: str, z: Tensor, bias: Tensor, outputs: Sequence[Tensor]) -> None:
+    def jets(self, name: str, z: Tensor, bias: Tensor | None, outputs: Sequence[Tensor]) -> None:
         """`phi(z + bias), phi'(z + bias), ...` into as many outputs, 1 to 4, of which one may be z."""
         addresses = [output.data_ptr() for output in outputs] + [None] * (4 - len(outputs))
         n, width = z.shape
-        z, bias = z.contiguous(), bias.contiguous()
-        self._jets(_INDEX[name], len(outputs) - 1, n, width, z.data_ptr(), bias.data_ptr(), 0, *addresses)
+        z, bias = z.contiguous(), zeros(width) if bias is None else bias.contiguous()
+        self._jets(INDEX[name], len(outputs) - 1, n, width, z.data_ptr(), bias.data_ptr(), 0, *addresses)
 
     def pull(
         self, d: Tensor, above: Tensor | None, bent: Sequence[tuple[Tensor, Tensor]], scale: float, total: Tensor | None
@@ -85,8 +88,29 @@ class Layers:
             raise MemoryError("no memory for a product of matrices")
 
 
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def recording(recorder: Any) -> Iterator[None]:
+    """Give out, in this thread, what writes the passes down (`_cpu_program.Recorder`) in place of the passes."""
+    _local.recorder = recorder
+    try:
+        yield
+    finally:
+        _local.recorder = None
+
+
+@functools.lru_cache(maxsize=64)
+def zeros(width: int) -> Tensor:
+    """No bias."""
+    return torch.zeros(width)
+
+
 def layers(x: Tensor, elements: int) -> Layers | None:
     """The compiled passes for a batch like x whose layers have so many elements, or None: do it in torch."""
+    if (recorder := getattr(_local, "recorder", None)) is not None:
+        return recorder  # type: ignore[no-any-return]
     if x.device.type != "cpu" or x.dtype != torch.float32 or elements < _REPAYS or _config.backend() == "triton":
         return None
     library = _cpu_build.library(build=True)
@@ -95,14 +119,14 @@ def layers(x: Tensor, elements: int) -> Layers | None:
 
 def knows(name: str) -> bool:
     """Whether `Layers.jets` has this activation."""
-    return name in _INDEX
+    return name in INDEX
 
 
 @functools.cache
 def _wrapped(library: ctypes.CDLL) -> Layers | None:
     """The functions of a library, if they compute what they should."""
     made, z = Layers(library), torch.linspace(-30.0, 30.0, 1001).view(7, 143)
-    for name in _INDEX:
+    for name in INDEX:
         outputs = [torch.empty_like(z) for _ in range(4)]
         made.jets(name, z, torch.zeros(z.shape[1]), outputs)
         expected = ACTIVATIONS[name].derivatives(z, 3)

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from fastscore.ops import mlp_passes
 from fastscore.ops.mlp_forms import Jets, _carry, _weighted
-from fastscore.ops.mlp_passes import Scratch
-from fastscore.ops.mlp_tiles import Gradients
+from fastscore.ops.mlp_scratch import Scratch
+from fastscore.ops.mlp_tiles import Form, Gradients
 from fastscore.reference.mlp import MLP, Circuit
 
 
-class Around:
+class Around(Form):
     """`tr(C J) = sum_k P[k] . T_{n-1}[k]` with the layers in the order of a `Circuit`.
 
     From its entry come `Q_1 = E`, `T_l = d_l Q_l + r_l T_{l-1}` and `Q_l = W_l T_{l-1}`, from its exit
     `P = (X * d_n) W_n + r_n X`, where X is weighted by the slopes of the layer at which the circuit starts.
     """
 
-    kind, order = "around", 1
+    kind = "around"
 
     def __init__(self, mlp: MLP, circuit: Circuit) -> None:
         self.residuals, self.layers, self.start = mlp.residuals, circuit.order, circuit.start
@@ -71,14 +71,14 @@ class Around:
         slopes = [jet[1] for jet in jets]
         gradients = list(slopes)
         place, layer, cotangents, carried = len(self.layers) - 2, self.layers[-2], self.cotangents, self.carried[-1]
-        gradients[layer] = _weighted(self.met, g)
+        gradients[layer] = _weighted(self.met, g, scratch)
         scaled = slopes[layer] if g is None else slopes[layer] * g
         meeting = mlp_passes.spread(carried, scaled, scratch("dP", *cotangents.shape), scratch)
         straight: Tensor | None = None  # the gradient in T_l that goes straight to T_{l-1}
         below = self.below[-1]
         if self.residuals[layer] and below is not None:
             meeting.add_(below if g is None else below * g.unsqueeze(2))
-            straight = _weighted(scratch("dT", *cotangents.shape).copy_(cotangents), g)
+            straight = _weighted(cotangents, g, scratch, scratch("dT", *cotangents.shape))
         self._exit(meeting, gradients, slopes, scratch, sums)
 
         change = mlp_passes.spread(cotangents, scaled, cotangents, scratch)  # dQ

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from fastscore.ops import _cpu_threads, mlp_functions, mlp_tiles, noise
+from fastscore.ops._cpu_program import Noise, Recorder
 from fastscore.ops.mlp_forms import Jets
 from fastscore.ops.mlp_functions import Outputs, Problem
-from fastscore.ops.mlp_passes import Scratch
-from fastscore.ops.mlp_tiles import Gradients
+from fastscore.ops.mlp_scratch import Scratch
+from fastscore.ops.mlp_tiles import Above, Form, Gradients, Upstream
 from fastscore.reference import mlp as reference
 from fastscore.reference.philox import Stream
 
 
-class Value:
+class Value(Form):
     """The form of a network of which nothing but its output is asked."""
 
-    kind, order, columns = "value", 0, 1
-    parameters: tuple[Tensor, ...] = ()
+    kind, order, recorded = "value", 0, True
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[()]:
         """Nothing."""
@@ -69,6 +69,42 @@ class Residual:
         return self.square * (self.alpha * score + self.beta * e).square().sum()
 
 
+class OfResidual(Upstream):
+    """The gradient of the residual's square in the score, and the sum of squares."""
+
+    def __init__(self, residual: Residual, y: Tensor) -> None:
+        self.residual, self.like, self.key = residual, y, ("residual", residual.square)
+        self.noise = Noise("normal", residual.seed, residual.first_chain)
+        scales = (residual.alpha, residual.beta)
+        self.arrays = tuple(torch.as_tensor(s, dtype=y.dtype, device=y.device).expand(len(y), 1) for s in scales)
+        self.squares: dict[int, Tensor] = {}  # by first row: threads come in any order
+
+    def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:
+        """That of some rows, whose squares are kept."""
+        found = self.residual(rows, out)
+        self.squares[rows.start] = found.square().sum()
+        return found.mul_(2 * self.residual.square * self.residual.scales(rows)[0]), ()
+
+    def record(self, rows: slice, out: Tensor, values: Outputs, recorder: Recorder) -> Above:
+        """The same as steps of a program."""
+        alpha, beta = (array[rows] for array in self.arrays)
+        noise = Noise("normal", self.residual.seed, self.residual.first_chain)
+        e = recorder.noise(noise, 1, out.shape[1], int(Stream.DATA)).view(out.shape)
+        recorder.mix(e, out, e, alpha, beta)
+        recorder.number(e, e)
+        recorder.mix(e, e, left=alpha)
+        recorder.mix(e, e, left=2 * self.residual.square)
+        return e, ()
+
+    def settle(self, numbers: list[float]) -> None:
+        """Take the sum over all rows."""
+        self.squares[0] = self.like.new_tensor(numbers[0])
+
+    def sum(self) -> Tensor:
+        """`sum_b |alpha_b s_b + beta_b e_b|^2`."""
+        return torch.stack([self.squares[row] for row in sorted(self.squares)]).sum()
+
+
 class Denoising(torch.autograd.Function):
     """`(problem, residual, y, *shifts, *weights, *biases, None) -> loss`, whose gradients its forward makes."""
 
@@ -80,13 +116,7 @@ class Denoising(torch.autograd.Function):
             mlp = replace(mlp, weights=tuple(weight.bfloat16() for weight in mlp.weights))
         keys = problem.keys()
         wanted = {key: t for key, t, need in zip(keys, (y, *tensors), needs, strict=True) if need}
-        squares: dict[int, Tensor] = {}  # by first row: threads come in any order
-
-        def upstream(rows: slice, score: Tensor, _: Outputs) -> tuple[Tensor, tuple[()]]:
-            found = residual(rows, score)
-            squares[rows.start] = found.square().sum()
-            return found.mul_(2 * residual.square * residual.scales(rows)[0]), ()
-
+        upstream = OfResidual(residual, y)
         arguments, kernels = (mlp, y, shifts, Value(), upstream, wanted, 1.0), problem.kernels(mlp, y)
         with _cpu_threads.alone(y), torch.autocast(y.device.type, enabled=False):
             if kernels is None:
@@ -94,7 +124,7 @@ class Denoising(torch.autograd.Function):
             else:
                 gradients = kernels.differentiate(*arguments, True)
         ctx.save_for_backward(y, *tensors, *(gradients.get(key) for key in keys))
-        return residual.square * torch.stack([squares[row] for row in sorted(squares)]).sum()
+        return residual.square * upstream.sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

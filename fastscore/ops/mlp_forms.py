@@ -9,32 +9,41 @@ differentiable torch, as the `parameters` of a form; `value` and `pullback` see 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
-from fastscore.ops.mlp_passes import Scratch
-from fastscore.ops.mlp_tiles import Gradients
+from fastscore.ops._cpu_program import Noise
+from fastscore.ops.mlp_scratch import Scratch
+from fastscore.ops.mlp_tiles import Form, Gradients
 from fastscore.reference.mlp import MLP
+from fastscore.reference.philox import Stream
 
 Jets = list[tuple[Tensor, ...]]
 
 
-def _weighted(array: Tensor, weights: Tensor | None) -> Tensor:
-    """Multiply the rows of `array` in place; None is all ones."""
-    return array if weights is None else array.mul_(weights.view(-1, *[1] * (array.ndim - 1)))
+def _weighted(array: Tensor, weights: Tensor | None, scratch: Scratch, out: Tensor | None = None) -> Tensor:
+    """Multiply as many equal parts of `array` as there are weights by theirs, in place where there is no `out`."""
+    if weights is None and out is None:
+        return array
+    out = array if out is None else out
+    parts = len(array) if weights is None else weights.numel()
+    factors = 1.0 if weights is None else weights.reshape(-1, 1)
+    mlp_passes.mix(out.view(parts, -1), array.view(parts, -1), None, scratch, left=factors)
+    return out
 
 
-class Bilinear:
+class Bilinear(Form):
     """The trace for one and two hidden layers.
 
     `tr(C J) = d_1 . c` for L = 1 and `d_2' M d_1 (+ d_1 . c where layer 2 is residual)` for L = 2, with
     `(W_1 C W_{L+1})' = N`, `c = diag N` and `M = W_2 * N`: one product `[B, H_1] x [H_1, H_2]` whatever D.
     """
 
-    kind, order, columns = "bilinear", 1, 1
+    kind, widths, recorded = "bilinear", (1,), True
 
     def __init__(self, mlp: MLP, first: Tensor) -> None:
         loop = mlp.weights[-1].t() @ first.t()
@@ -42,17 +51,19 @@ class Bilinear:
         if mlp.depth == 2:
             self.parameters += (mlp.weights[1] * loop,)
         if mlp.depth == 1 or mlp.residuals[1]:
-            self.parameters += (loop.diagonal(),)
+            self.parameters += (loop.diagonal().contiguous(),)
         self.deep, self.direct = mlp.depth == 2, mlp.depth == 1 or mlp.residuals[1]
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
         """Return the trace `[n, 1]`."""
-        slope = jets[0][1]
-        total = slope @ self.parameters[-1] if self.direct else slope.new_zeros(())
+        slope, count = jets[0][1], len(jets[0][1])
+        if self.direct:
+            total = matmul(slope, self.parameters[-1].unsqueeze(1), scratch("direct", count, 1))
         if self.deep:
             self.carried = matmul(slope, self.parameters[0].t(), scratch("carried", *jets[1][1].shape))
-            total = mlp_passes.row_products(self.carried, jets[1][1], scratch) + total
-        return (total.unsqueeze(1),)
+            deep = mlp_passes.row_products(self.carried, jets[1][1], scratch).unsqueeze(1)
+            total = mlp_passes.mix(total, total, deep, scratch) if self.direct else deep
+        return (total,)
 
     def pullback(
         self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
@@ -62,18 +73,27 @@ class Bilinear:
         slope = jets[0][1]
         below = scratch("dslope0", *slope.shape)
         if self.direct:
-            key = ("form", len(self.parameters) - 1)
-            ones = g if g is not None else slope.new_ones(len(slope), 1)
-            sums.total(key, slope, ones.squeeze(1))
-            torch.mul(ones, self.parameters[-1], out=below)
+            sums.total(("form", len(self.parameters) - 1), slope, g)
+            _weighted(self.parameters[-1].expand_as(slope), g, scratch, below)
         if not self.deep:
             return [below], None
-        above = jets[1][1] if g is None else torch.mul(jets[1][1], g, out=scratch("temporary", *jets[1][1].shape))
+        above = _scaled(jets[1][1], g, scratch)
         sums.product(("form", 0), above, slope)
         through = matmul(above, self.parameters[0], scratch("dslope1", *slope.shape))
         if self.direct:
-            through.add_(below)
-        return [through, _weighted(self.carried, g)], None
+            mlp_passes.mix(through, through, below, scratch)
+        return [through, _weighted(self.carried, g, scratch)], None
+
+
+def _scaled(slope: Tensor, weights: Tensor | None, scratch: Scratch) -> Tensor:
+    """The slope times the weights of its rows, elsewhere."""
+    return slope if weights is None else _weighted(slope, weights, scratch, scratch("scaled", *slope.shape))
+
+
+def _add(array: Tensor, other: Tensor, scratch: Scratch) -> None:
+    """Add in place."""
+    rows = array.flatten(0, -2)
+    mlp_passes.mix(rows, rows, other.flatten(0, -2), scratch)
 
 
 def _carry(tangents: Tensor, weight: Tensor, out: Tensor) -> Tensor:
@@ -81,7 +101,7 @@ def _carry(tangents: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     return matmul(tangents.flatten(0, 1), weight, out.view(-1, out.shape[-1])).view(out.shape)
 
 
-class Tangents:
+class Tangents(Form):
     """The trace for three and more hidden layers: D tangents that meet the cotangents below the last layer.
 
     The first layer's tangents are `d_1` times the shared `W_1 C`, so `Q_2 = W_2 diag(d_1) W_1 C` of all D is one
@@ -89,11 +109,12 @@ class Tangents:
     `tr(C J) = sum_d P[d] . T_{L-1}[d]`. As many products as for tangents carried to the end, and less to move.
     """
 
-    kind, order = "tangents", 1
+    kind, widths = "tangents", (1,)
 
     def __init__(self, mlp: MLP, first: Tensor) -> None:
         last = mlp.weights[-1]
         self.columns, self.residuals, self.meet = mlp.dim, mlp.residuals, mlp.depth - 2
+        self.recorded = not any(mlp.residuals)
         inward = first.t().unsqueeze(1) * mlp.weights[1]  # [D, H_2, H_1]
         outward = last.unsqueeze(1) * mlp.weights[-2].t()  # [D, H_{L-1}, H_L]
         self.parameters = (
@@ -139,15 +160,15 @@ class Tangents:
         gradients = list(slopes)
         inward, outward, first, _, *middle = self.parameters
         layer, cotangents, carried = self.meet, self.cotangents, self.carried[-1]
-        gradients[layer] = _weighted(self.met, g)
+        gradients[layer] = _weighted(self.met, g, scratch)
         residual = None  # the gradient in T_l that goes straight to T_{l-1}
         if self.residuals[layer]:
-            residual = _weighted(scratch("dT", *cotangents.shape).copy_(cotangents), g)
-        scaled = slopes[layer] if g is None else slopes[layer] * g
+            residual = _weighted(cotangents, g, scratch, scratch("dT", *cotangents.shape))
+        scaled = _scaled(slopes[layer], g, scratch)
         mlp_passes.spread(cotangents, scaled, cotangents, scratch)  # dQ
         if self.residuals[layer]:
             mlp_passes.spread(carried, slopes[layer], carried, scratch).add_(self.below[-1])  # type: ignore[arg-type]
-            _weighted(carried, g)
+            _weighted(carried, g, scratch)
         else:
             mlp_passes.spread(carried, scaled, carried, scratch)  # dP
 
@@ -179,26 +200,31 @@ class Tangents:
         return gradients, None
 
 
-class Quadratic:
+class Quadratic(Form):
     """Hutchinson's `v_k' C J v_k` of K probes: the tangents `T_1 = d_1 * W_1 v`, carried through the layers once.
 
     The probes are a function of the rows, made anew for a tile and never kept. Kernels make them of their `source`: its
     seed, kind and first sample.
     """
 
-    kind, order = "quadratic", 1
+    kind, recorded = "quadratic", True
 
     def __init__(
-        self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int, source: object = None
+        self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int, source: Any = None
     ) -> None:
         self.columns, self.residuals, self.probes = columns, mlp.residuals, probes
-        self.source = source
+        self.source, self.widths = source, (columns,)
+        self.noise = None if source is None else Noise(source.kind, source.seed, source.first_sample)
         self.parameters = (*mlp.weights[:-1], last)
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
         """Return the quadratic forms `[n, K]`."""
         first, *middle, last = self.parameters
-        self.drawn = self.probes(rows)
+        if scratch.recorder is None:
+            self.drawn = self.probes(rows)
+        else:
+            assert self.noise is not None
+            self.drawn = scratch.recorder.noise(self.noise, self.columns, first.shape[1], int(Stream.PROBES))
         count, columns = self.drawn.shape[:2]
         entering = _carry(self.drawn, first.t(), scratch("Q0", count, columns, len(first)))
         self.carried = [entering]  # Q_l = W_l T_{l-1}; W_1 v for the first layer
@@ -207,7 +233,7 @@ class Quadratic:
             carried = _carry(self.tangents[-1], weight.t(), scratch(f"Q{layer}", count, columns, len(weight)))
             tangents = mlp_passes.spread(carried, jets[layer][1], scratch(f"T{layer}", *carried.shape), scratch)
             if self.residuals[layer]:
-                tangents.add_(self.tangents[-1])
+                _add(tangents, self.tangents[-1], scratch)
             self.carried.append(carried)
             self.tangents.append(tangents)
         self.leaving = _carry(self.drawn, last, scratch("P", count, columns, last.shape[1]))
@@ -220,8 +246,10 @@ class Quadratic:
         """`dT_L = g W_{L+1}' v`, and down: `dd_l = sum_k dT_l Q_l`, `dQ_l = d_l dT_l`, `dT_{l-1} = W_l' dQ_l`."""
         (g,) = upstream
         weights, depth = self.parameters, len(jets)
-        drawn = self.drawn if g is None else self.drawn * g.unsqueeze(2)
-        arriving = self.leaving if g is None else self.leaving.mul_(g.unsqueeze(2))
+        drawn = self.drawn
+        if g is not None:
+            drawn = _weighted(drawn, g, scratch, scratch("weighted", *drawn.shape))
+        arriving = _weighted(self.leaving, g, scratch)
         sums.product(("form", depth), drawn.flatten(0, 1), self.tangents[-1].flatten(0, 1))
         gradients: list[Tensor] = []
         for layer in range(depth - 1, -1, -1):
@@ -234,5 +262,5 @@ class Quadratic:
             if layer:
                 arriving = _carry(change, weights[layer], scratch(f"dT{layer % 2}", *before.shape))
                 if straight is not None:
-                    arriving.add_(straight)
+                    _add(arriving, straight, scratch)
         return gradients, None

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastscore.ops import _cpu_threads, _dispatch, mlp_tiles, noise
+from fastscore.ops._cpu_program import Recorder
 from fastscore.ops.mlp_circuit import Around
 from fastscore.ops.mlp_curvature import Curvature
 from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
 from fastscore.ops.mlp_laplacian import Laplacian
-from fastscore.ops.mlp_tiles import Form, Key
+from fastscore.ops.mlp_tiles import Above, Form, Key, Upstream
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP, Shifts
 from fastscore.reference.philox import Stream
@@ -210,7 +211,7 @@ def _differentiate(
     x: Tensor,
     tensors: Sequence[Any],
     needs: Sequence[bool],
-    upstream: mlp_tiles.Upstream,
+    upstream: Upstream,
     scale: float = 1.0,
     *,
     reads: bool,
@@ -251,6 +252,60 @@ def transformed(tensors: Iterable[Tensor]) -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or any(legacy(tensor) for tensor in tensors)
 
 
+class Given(Upstream):
+    """Gradients in the outputs that are given."""
+
+    key = "given"
+
+    def __init__(self, upstream: Sequence[Tensor]) -> None:
+        self.arrays = tuple(gradient.contiguous() for gradient in upstream)
+
+    def __call__(self, rows: slice, out: Any, values: Any) -> Above:
+        """Their rows."""
+        first, *others = self.arrays
+        return first[rows], tuple(other[rows] for other in others)
+
+    def record(self, rows: slice, out: Tensor, values: Outputs, recorder: Recorder) -> Above:
+        """Their rows."""
+        return self(rows, out, values)
+
+
+class OfLoss(Upstream):
+    """The gradients of `Weights`' loss in a network's outputs, and the sums that it is made of."""
+
+    def __init__(self, problem: Problem, weights: Weights, x: Tensor) -> None:
+        self.problem, self.weights, self.like = problem, weights, x
+        self.count = problem.probes.count if problem.probes is not None else 1
+        self.key = ("loss", weights.square)
+        self.parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row: threads come in any order
+
+    def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:
+        """Those of some rows, whose sums are kept."""
+        square, trace = self.weights.square, self.weights.trace
+        self.parts[rows.start] = self.weights.sums(self.problem, (out, *values))
+        if self.problem.energy:
+            score, laplacian = values
+            return None, (score * (2 * square), torch.full_like(laplacian, -trace / self.count))
+        return out * (2 * square), (None,)
+
+    def record(self, rows: slice, out: Tensor, values: Outputs, recorder: Recorder) -> Above:
+        """The same as steps of a program."""
+        recorder.number(out, out)
+        recorder.number(values[0])
+        recorder.mix(scaled := recorder("upstream", *out.shape), out, left=2 * self.weights.square)
+        return scaled, (None,)
+
+    def settle(self, numbers: list[float]) -> None:
+        """Take the sums over all rows."""
+        square, trace = numbers
+        self.parts[0] = self.like.new_tensor(square), self.like.new_tensor(trace / self.count)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """`sum |s|^2` and `sum tr`."""
+        squares, traces = zip(*(self.parts[row] for row in sorted(self.parts)), strict=True)
+        return torch.stack(squares).sum(), torch.stack(traces).sum()
+
+
 class Terms(torch.autograd.Function):
     """`(problem, x, *shifts, *weights, *biases, C) -> ` the outputs of `Problem.plain`."""
 
@@ -266,12 +321,7 @@ class Terms(torch.autograd.Function):
         problem, (x, *tensors), needs = ctx.problem, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or transformed(upstream):
             return None, *vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
-
-        def of_rows(rows: slice, _out: Tensor, _values: Outputs) -> tuple[Tensor, Outputs]:
-            first, *others = upstream
-            return first[rows], tuple(other[rows] for other in others)
-
-        return None, *_differentiate(problem, x, tensors, needs, of_rows, reads=False)
+        return None, *_differentiate(problem, x, tensors, needs, Given(upstream), reads=False)
 
 
 class Loss(torch.autograd.Function):
@@ -280,19 +330,10 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, weights: Weights, x: Tensor, *tensors: Any) -> Outputs:
         ctx.problem, ctx.weights, needs = problem, weights, ctx.needs_input_grad[2:]
-        parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row: threads come in any order
-        count = problem.probes.count if problem.probes is not None else 1
-
-        def of_loss(rows: slice, out: Tensor, values: Outputs) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-            parts[rows.start] = weights.sums(problem, (out, *values))
-            if problem.energy:
-                score, laplacian = values
-                return None, (score * (2 * weights.square), torch.full_like(laplacian, -weights.trace / count))
-            return out * (2 * weights.square), (None,)
-
-        scale = 1.0 if problem.energy else weights.trace / count
+        of_loss = OfLoss(problem, weights, x)
+        scale = 1.0 if problem.energy else weights.trace / of_loss.count
         gradients = _differentiate(problem, x, tensors, needs, of_loss, scale, reads=True)
-        square, trace = (torch.stack(part).sum() for part in zip(*(parts[row] for row in sorted(parts)), strict=True))
+        square, trace = of_loss.sums()
         ctx.save_for_backward(x, *tensors, *gradients)
         ctx.mark_non_differentiable(square, trace)
         return weights.square * square + weights.trace * trace, square, trace

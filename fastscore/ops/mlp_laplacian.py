@@ -8,12 +8,12 @@ from torch import Tensor
 from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
 from fastscore.ops.mlp_forms import Jets, _carry
-from fastscore.ops.mlp_passes import Scratch
-from fastscore.ops.mlp_tiles import Gradients
+from fastscore.ops.mlp_scratch import Scratch
+from fastscore.ops.mlp_tiles import Form, Gradients
 from fastscore.reference.mlp import MLP
 
 
-class Laplacian:
+class Laplacian(Form):
     """`-grad E` and `lap E = sum_l a_l . (c_l * n_l)` with `c_l = phi_l''(z_l)`, `n_l = sum_d Q_l[d]^2`.
 
     `Q_l = dz_l/dx` come up with the D tangents (`Q_1 = W_1` is shared by the batch, and so is `n_1`), the adjoints

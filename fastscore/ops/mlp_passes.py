@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
 from torch import Tensor
 
 from fastscore.ops import _cpu_layers
+from fastscore.ops.mlp_scratch import Scratch
 from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP
 
 # What a thread keeps between calls: enough for the usual network, and the shapes of a few batch sizes.
 _KEPT_BYTES = 64 << 20
 _KEPT_VIEWS = 1000
-
-
-class Scratch:
-    """Buffers by name, reused from tile to tile: fresh memory costs more in page faults than the arithmetic on it.
-
-    Attributes:
-        layers: compiled passes that serve the tiles in hand, or None.
-    """
-
-    layers: _cpu_layers.Layers | None = None
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like.new_empty(())
-        self.buffers: dict[str, Tensor] = {}
-        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return a contiguous tensor of `shape` with anything in it; the same memory for the same name."""
-        view = self.views.get((name, shape))
-        if view is None:
-            size = math.prod(shape)
-            buffer = self.buffers.get(name)
-            if buffer is None or len(buffer) < size:
-                buffer = self.buffers[name] = self.like.new_empty(size)
-                self.views = {key: old for key, old in self.views.items() if key[0] != name}
-            view = self.views[name, shape] = buffer[:size].view(shape)
-        return view
-
-    def nbytes(self) -> int:
-        """The memory held."""
-        return sum(buffer.nbytes for buffer in self.buffers.values())
 
 
 _local = threading.local()
@@ -71,7 +40,6 @@ def derivatives(
     """
     if scratch.layers is not None and _cpu_layers.knows(name):
         outputs = (z, *(scratch(f"phi{k}{layer}", *z.shape) for k in range(order)))
-        bias = scratch("zeros", z.shape[1]).zero_() if bias is None else bias
         scratch.layers.jets(name, z, bias, outputs)
         return outputs
     if bias is not None:
@@ -111,6 +79,26 @@ def row_products(left: Tensor, right: Tensor, scratch: Scratch) -> Tensor:
     if scratch.layers is not None:
         return scratch.layers.row_products(left, right)
     return torch.mul(left, right, out=scratch("temporary", *left.shape)).sum(1)
+
+
+def mix(
+    out: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    scratch: Scratch,
+    *,
+    left: float | Tensor = 1.0,
+    right: float | Tensor = 1.0,
+) -> Tensor:
+    """`out = left a (+ right b)` on `[n, width]`, with left and right a number or `[n, 1]`."""
+    if scratch.recorder is not None:
+        scratch.recorder.mix(out, a, b, left, right)
+        return out
+    if b is None:
+        return torch.mul(a, left, out=out)
+    a = a if isinstance(left, float) and left == 1.0 else a * left
+    b = b if isinstance(right, float) and right == 1.0 else b * right
+    return torch.add(a, b, out=out)
 
 
 def contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fastscore.ops import _cpu, _cpu_layers, mlp_functions, mlp_passes, mlp_tiles
+from fastscore.ops import _cpu, _cpu_layers, _cpu_program, mlp_functions, mlp_passes, mlp_tiles
 from fastscore.ops import mlp as ops
 from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
@@ -524,12 +524,15 @@ def test_a_product_either_way(monkeypatch, sizes, compiled):
     torch.testing.assert_close(total.double(), 1 + left.double().t() @ other.double(), rtol=1e-5, atol=1e-5 * n**0.5)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "weighted" not in kind])
-def test_float32_with_and_without_compiled_passes(kind, compiled, small_tiles, monkeypatch):
-    monkeypatch.setattr(_cpu_layers, "_REPAYS", 0 if compiled else 1 << 60)
+@pytest.mark.parametrize("how", ["programs", "passes", "torch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_with_and_without_compiled_passes(kind, how, small_tiles, monkeypatch):
+    monkeypatch.setattr(_cpu_layers, "_REPAYS", 1 << 60 if how == "torch" else 0)
+    monkeypatch.setattr(_cpu_program, "ROWS", 8 if how == "programs" else 1 << 60)
     for seed, shape in enumerate(SHAPES):
         case = Case(shape, kind, seed, batch=37)
+        if how == "programs":  # or they would take the passes
+            case.activations = tuple(a if _cpu_layers.knows(a) else "silu" for a in case.activations)
         exact = case.gradients(case.plain, tuple(case.given()))
         case.tensors = {name: None if t is None else t.float() for name, t in case.tensors.items()}
         values, gradients = case.gradients(case.fast, tuple(case.given()))
