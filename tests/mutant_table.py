@@ -48,6 +48,8 @@ FORMS = "fastscore/ops/mlp_forms.py"
 LAPLACIAN = "fastscore/ops/mlp_laplacian.py"
 FUNCTIONS = "fastscore/ops/mlp_functions.py"
 TILES = "fastscore/ops/mlp_tiles.py"
+PROGRAM = "fastscore/ops/_cpu_program.py"
+CP = "tests/ops/test_cpu_program.py::"
 ACTIVATIONS = ("tests/reference/test_activations.py",)
 ERRORS = (E + "test_a_bad_argument_is_named_before_any_work", E + "test_a_bad_answer_of_the_score_is_named")
 RULES = ("tests/house/test_rules.py",)
@@ -110,17 +112,22 @@ IN_THE_STEP = [
 IN_NETWORKS = [
     Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", (M + "test_second_derivative_with_constant_upstream",)),
     Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", (M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice",)),
-    Mutant(48, "sum of the probes", FUNCTIONS, "else weights.trace / count", "else weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
+    Mutant(48, "sum of the probes", FUNCTIONS, "else weights.trace / of_loss.count", "else weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
     Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
     Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", (M + "test_every_subset_of_what_requires_grad",)),
     Mutant(14, "sums in half precision", "fastscore/reference/contraction.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
     Mutant(20, "slope for curvature", TILES, "(slopes[layer], jets[layer][2])", "(slopes[layer], jets[layer][1])", MLP),
     Mutant(20, "third derivative dropped", TILES, "bent.append((curvatures[layer], jets[layer][3]))", "pass", MLP),
-    Mutant(32, "threads' gradients lost", TILES, "self.sums[key].add_(total)", "pass", ("tests/ops/test_cpu_threads.py::test_threads_change_nothing_but_rounding",)),
+    Mutant(32, "threads' gradients lost", TILES, "totals[0].add_(other)", "pass", ("tests/ops/test_cpu_threads.py::test_threads_change_nothing_but_rounding",)),
     Mutant(9, "outputs with the strides of a view", TILES, "total.t() if key in self.flipped", "total if key in self.flipped", MLP),
-    Mutant(20, "trace: residual term", FORMS, "through.add_(below)", "pass", MLP),
-    Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g)]", "[through, self.carried]", MLP),
-    Mutant(48, "probes: residual tangent", FORMS, "tangents.add_(self.tangents[-1])", "pass", MLP),
+    Mutant(20, "trace: residual term", FORMS, "mlp_passes.mix(through, through, below, scratch)", "pass", MLP),
+    Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g, scratch)]", "[through, self.carried]", MLP),
+    Mutant(48, "probes: residual tangent", FORMS, "_add(tangents, self.tangents[-1], scratch)", "pass", MLP),
+    Mutant(9, "program: step of a condition's rows", PROGRAM, "t.stride(0)) for t in self.batch", "t[0].numel()) for t in self.batch", (CP + "test_conditions_that_all_rows_share_or_none_do",)),
+    Mutant(25, "program: of any tied weights", PROGRAM, "t.stride(), met.setdefault(t.data_ptr(), i))", "t.stride(), 0)", (CP + "test_tied_weights_have_a_program_of_their_own",)),
+    Mutant(4, "program: rows of the last tile", "fastscore/ops/_cpu_source_program.py", "end - row < tile ? end - row : tile", "tile", (CP + "test_any_number_of_rows",)),
+    Mutant(29, "program: noise of the tile, not of the row", "fastscore/ops/_cpu_source_program.py", "(u32)n[1], (u32)n[2], first + row);\n          break;", "(u32)n[1], (u32)n[2], first);\n          break;", (CP + "test_values_without_gradients",)),
+    Mutant(23, "program: weights of the samples", "fastscore/ops/_cpu_source_program.py", "w ? w[i * w_step] : 1.0f", "1.0f", (CP + "test_points_and_gradients_of_any_layout",)),
     Mutant(20, "trace around a narrow layer: its slopes in the gradient of the exit", "fastscore/ops/mlp_circuit.py", "change.mul_(slopes[self.start].unsqueeze(2))", "pass", MLP),
     Mutant(20, "trace around a narrow layer: what enters is residual", "fastscore/reference/mlp.py", "if mlp.residuals[first]:", "if False:", ("tests/reference/test_mlp.py",)),
     Mutant(20, "laplacian: factor 2", LAPLACIAN, "scale=2.0, plus=plus", "scale=1.0, plus=plus", MLP),
@@ -159,7 +166,7 @@ IN_KERNELS = [
     Mutant(23, "layers: upstream of the last slopes", DOWN, "product(flat, outward).mul_(g)", "product(flat, outward)", (LAYERED + "[trace-3]",)),
     Mutant(20, "layers: residual past the form", DOWN, "straight = straight._replace(tangents=g.unsqueeze(2) * p)", "pass", (LAYERED + "[estimate-6-residual-6]",)),
     Mutant(20, "layers: residual at the first slopes", DOWN, "found += (past * form.parameters[2]).sum(1)", "pass", (LAYERED + "[trace-3-residual-2]",)),
-    Mutant(32, "layers: sums that start anywhere", KERNELS + "mlp_layers.py", 'torch.empty if key[0] in ("x", "shift") else torch.zeros', "torch.empty", (LAYERED + "[trace-3]",)),
+    Mutant(32, "layers: sums that start anywhere", KERNELS + "products.py", "torch.zeros(sum(sizes)", "torch.empty(sum(sizes)", (LAYERED + "[trace-3]",)),
     Mutant(20, "networks: the probe's curvature", KERNELS + "mlp_backward.py", "dz2 += g * carried * e2", "dz2 += g * carried * d2", DUAL_VALUES),
     Mutant(20, "networks: curvature of the first layer", KERNELS + "mlp_backward.py", "dz1 = dh1 * d1 + dd1 * e1", "dz1 = dh1 * d1", DUAL_VALUES),
     Mutant(23, "networks: upstream of the probe", KERNELS + "mlp_backward.py", "keep(hd2_ptr, g * d2 * carried", "keep(hd2_ptr, d2 * carried", DUAL_VALUES),

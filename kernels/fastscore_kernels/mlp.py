@@ -15,7 +15,7 @@ from fastscore_kernels import philox, table
 from fastscore_kernels.launch import device_of
 from fastscore_kernels.mlp_backward import lower_kernel, upper_kernel
 from fastscore_kernels.mlp_forward import forward_kernel
-from fastscore_kernels.products import accumulate, product
+from fastscore_kernels.products import accumulate, product, totals
 
 ACTIVATIONS = frozenset(("silu", "softplus", "tanh", "gelu", "gelu_tanh", "softsign", "sine"))
 
@@ -105,10 +105,7 @@ def differentiate(
 ) -> Gradients:
     """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs."""
     layers, x = _layers(mlp, x, shifts, form, ("w2", "w3", "m")), x.contiguous()
-    gradients = {
-        key: (torch.empty if key[0] in ("x", "shift") else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
-        for key, t in wanted.items()
-    }
+    gradients = totals(wanted)
     size = rows(mlp, form.columns)
     for start in range(0, len(x), size):
         part = slice(start, min(start + size, len(x)))

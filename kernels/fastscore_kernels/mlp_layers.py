@@ -22,6 +22,7 @@ import torch
 from fastscore_kernels.mlp import ACTIVATIONS
 from fastscore_kernels.mlp_ascent import up
 from fastscore_kernels.mlp_descent import Descent, Gradients
+from fastscore_kernels.products import totals
 
 # Elements of a chunk's largest array, the tangents of a layer: 32 MB in float32, of which a layer keeps two.
 _CHUNK = 1 << 23
@@ -50,10 +51,7 @@ def differentiate(
     mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
 ) -> Gradients:
     """Gradients of `sum(upstream * outputs)` in everything wanted, by key."""
-    gradients = {
-        key: (torch.empty if key[0] in ("x", "shift") else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
-        for key, t in wanted.items()
-    }
+    gradients = totals(wanted)
     for part in _chunks(mlp, x, form):
         tape = up(mlp, x[part], shifts, form, part, kept=True)
         on_out, on_values = upstream(part, tape.out, tape.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[_cpu_program.Program]:
 def network(seed: int, depth: int = 2, dim: int = 3, width: int = 6, residual: bool = False, outputs: int = 3) -> MLP:
     generator = torch.Generator().manual_seed(seed)
     sizes = (dim, *[width] * depth, outputs)
-    weights = [torch.randn(b, a, generator=generator) / a**0.5 for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [torch.randn(b, a, generator=generator) / a**0.5 for a, b in itertools.pairwise(sizes)]
     biases = [torch.randn(b, generator=generator) for b in sizes[1:]]
     tensors = [[t.requires_grad_() for t in group] for group in (weights, biases)]
     residuals = tuple(residual and layer > 0 for layer in range(depth))
