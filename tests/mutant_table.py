@@ -47,7 +47,7 @@ MLP = (M + "test_values_and_all_gradients",)
 FORMS = "fastscore/ops/mlp_forms.py"
 LAPLACIAN = "fastscore/ops/mlp_laplacian.py"
 FUNCTIONS = "fastscore/ops/mlp_functions.py"
-TILES = "fastscore/ops/mlp_tiles.py"
+TILES = "fastscore/ops/mlp_tile.py"
 PROGRAM = "fastscore/ops/_cpu_program.py"
 CP = "tests/ops/test_cpu_program.py::"
 ACTIVATIONS = ("tests/reference/test_activations.py",)
@@ -113,7 +113,7 @@ IN_NETWORKS = [
     Mutant(20, "second derivative through the tiles", FUNCTIONS, "if torch.is_grad_enabled() or transformed(upstream)", "if transformed(upstream)", (M + "test_second_derivative_with_constant_upstream",)),
     Mutant(23, "upstream gradient forgotten", FUNCTIONS, "gradient * upstream for", "gradient for", (M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice",)),
     Mutant(48, "sum of the probes", FUNCTIONS, "else weights.trace / of_loss.count", "else weights.trace", (M + "test_values_and_all_gradients", M + "test_a_loss_scales_with_its_upstream_and_backs_up_twice")),
-    Mutant(29, "probes of a tile, not of the row", FUNCTIONS, "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
+    Mutant(29, "probes of a tile, not of the row", "fastscore/ops/mlp_problem.py", "self.first_sample + rows.start", "self.first_sample", (M + "test_an_estimate_does_not_depend_on_the_split",)),
     Mutant(24, "a gradient nobody asked for", FUNCTIONS, "if need and key[0] != \"C\"", "if key[0] != \"C\"", (M + "test_every_subset_of_what_requires_grad",)),
     Mutant(14, "sums in half precision", "fastscore/reference/contraction.py", "return x.float() if", "return x if", ("tests/test_losses.py::test_half_precision_sums_in_float32", U + "test_half_precision_sums_in_float32")),
     Mutant(20, "slope for curvature", TILES, "(slopes[layer], jets[layer][2])", "(slopes[layer], jets[layer][1])", MLP),

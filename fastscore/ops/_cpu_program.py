@@ -20,7 +20,8 @@ from fastscore.ops import _cpu_build, _cpu_layers
 from fastscore.ops.mlp_scratch import Scratch
 from fastscore.reference import philox
 
-ROWS = 128  # of a tile, which are the terms that a product sums up at a time
+ROWS = 128  # of a tile: as many terms as a product sums up at a time
+_ELEMENTS = 1 << 20  # of a tile's largest array, at most
 _ALIGNED = 64  # bytes
 _PRODUCT, _JETS, _PULL, _CONTRACT, _SPREAD, _ROW_PRODUCTS, _MIX, _TOTAL, _NUMBER, _SIGNS, _NORMALS = range(11)
 _KEPT = 64  # programs
@@ -76,8 +77,8 @@ class Arrays(NamedTuple):
 class Recorder(Scratch):
     """Writes down, as steps of a program, what is asked of it for the first tile of a batch."""
 
-    def __init__(self, arrays: Arrays) -> None:
-        self.tile = ROWS
+    def __init__(self, arrays: Arrays, tile: int) -> None:
+        self.tile = tile
         self.layers = self.recorder = cast(Any, self)  # where passes look for what does them
         self.steps: list[_Step] = []
         self.constants: list[Tensor] = []
@@ -247,12 +248,17 @@ _programs: dict[Hashable, Program] = {}
 _lock = threading.Lock()
 
 
-def program(key: Hashable, arrays: Arrays, record: Callable[[Recorder], None]) -> Program:
+def rows(width: int) -> int:
+    """Rows of a tile whose largest array is so wide."""
+    return min(ROWS, max(16, _ELEMENTS // width))
+
+
+def program(key: Hashable, arrays: Arrays, tile: int, record: Callable[[Recorder], None]) -> Program:
     """The program that `record` writes, or the one it wrote before for this key and arrays of these shapes."""
-    key = (key, ROWS, arrays.key())
+    key = (key, tile, arrays.key())
     found = _programs.get(key)
     if found is None:
-        recorder = Recorder(arrays)
+        recorder = Recorder(arrays, tile)
         with _cpu_layers.recording(recorder), _OnlyRecorded():  # type: ignore[no-untyped-call]
             record(recorder)
         found = Program(recorder)

@@ -29,9 +29,10 @@ from torch.autograd import forward_ad
 
 from fastscore.ops import _cpu_layers, _dispatch, noise
 from fastscore.ops.mlp_denoising import Denoising, Residual
-from fastscore.ops.mlp_functions import Loss, Outputs, Problem, Terms, Weights, transformed
-from fastscore.ops.mlp_functions import Probes as Probes
-from fastscore.ops.mlp_functions import narrow as narrow
+from fastscore.ops.mlp_functions import Loss, Terms, transformed
+from fastscore.ops.mlp_problem import Outputs, Problem, Weights
+from fastscore.ops.mlp_problem import Probes as Probes
+from fastscore.ops.mlp_problem import narrow as narrow
 from fastscore.reference.mlp import MLP, Shifts
 from fastscore.reference.philox import Stream
 

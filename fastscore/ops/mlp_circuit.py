@@ -13,7 +13,7 @@ from torch import Tensor
 from fastscore.ops import mlp_passes
 from fastscore.ops.mlp_forms import Jets, _carry, _weighted
 from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tiles import Form, Gradients
+from fastscore.ops.mlp_tile import Form, Gradients
 from fastscore.reference.mlp import MLP, Circuit
 
 

@@ -11,7 +11,7 @@ from fastscore.ops import mlp_passes
 from fastscore.ops.mlp_forms import Jets, _carry
 from fastscore.ops.mlp_laplacian import Laplacian
 from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tiles import Gradients
+from fastscore.ops.mlp_tile import Gradients
 from fastscore.reference.mlp import MLP
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from fastscore.ops import _cpu_threads, mlp_functions, mlp_tiles, noise
 from fastscore.ops._cpu_program import Noise, Recorder
 from fastscore.ops.mlp_forms import Jets
-from fastscore.ops.mlp_functions import Outputs, Problem
+from fastscore.ops.mlp_problem import Outputs, Problem
 from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tiles import Above, Form, Gradients, Upstream
+from fastscore.ops.mlp_tile import Above, Form, Gradients, Upstream
 from fastscore.reference import mlp as reference
 from fastscore.reference.philox import Stream
 

@@ -3,7 +3,7 @@
 With `d_l = phi_l'(z_l)` and `A_l = diag(d_l) W_l + r_l I`, the Jacobian `W_{L+1} A_L ... A_2 diag(d_1) W_1` depends on
 the sample only through the slopes. What does not depend on it (products of weights) is formed once a call, by ordinary
 differentiable torch, as the `parameters` of a form; `value` and `pullback` see one tile at a time
-(`fastscore.ops.mlp_tiles.Form`).
+(`fastscore.ops.mlp_tile.Form`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
 from fastscore.ops._cpu_program import Noise
 from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tiles import Form, Gradients
+from fastscore.ops.mlp_tile import Form, Gradients
 from fastscore.reference.mlp import MLP
 from fastscore.reference.philox import Stream
 

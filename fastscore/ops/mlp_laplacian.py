@@ -9,7 +9,7 @@ from fastscore.ops import mlp_passes
 from fastscore.ops._cpu import matmul
 from fastscore.ops.mlp_forms import Jets, _carry
 from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tiles import Form, Gradients
+from fastscore.ops.mlp_tile import Form, Gradients
 from fastscore.reference.mlp import MLP
 
 

@@ -10,7 +10,7 @@ import torch
 
 import fastscore
 from fastscore.ops import mlp as ops
-from fastscore.ops import mlp_functions
+from fastscore.ops import mlp_problem
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP
 
@@ -44,7 +44,7 @@ def test_what_is_declined_is_right(why, device, monkeypatch):
     mlp, x = network(*sizes, dtype=dtype, device=device), torch.ones(3, sizes[0], dtype=dtype, device=device)
     monkeypatch.setattr(kernels, "_launch", None)
     assert not kernels.supported(mlp, x, False, "mlp")
-    assert mlp_functions.Problem(mlp.activations, mlp.residuals).kernels(mlp, x) is instead
+    assert mlp_problem.Problem(mlp.activations, mlp.residuals).kernels(mlp, x) is instead
     score, trace = ops.score_and_trace(mlp, x)
     exact = reference.score_and_trace(mlp, x)
     torch.testing.assert_close(score, exact[0])
@@ -94,7 +94,7 @@ def test_what_is_supported(sizes, device):
 def test_energies_whose_curvatures_take_too_many_registers_go_layer_by_layer(device):
     for depth, module in ((2, mlp_whole), (3, mlp_layers)):
         mlp = network(2, *[8] * depth, 1, device=device, name="gelu_tanh")
-        problem = mlp_functions.Problem(mlp.activations, mlp.residuals, energy=True)
+        problem = mlp_problem.Problem(mlp.activations, mlp.residuals, energy=True)
         assert problem.kernels(mlp, torch.ones(1, 2, device=device)) is module
 
 

@@ -10,7 +10,7 @@ import torch
 
 import fastscore
 from fastscore.ops import mlp as ops
-from fastscore.ops import mlp_functions
+from fastscore.ops import mlp_problem
 from tests.kernels.test_mlp_layers import DEVICE, KINDS, Case
 
 pytest.importorskip("triton")
@@ -38,9 +38,9 @@ def test_error_is_at_most_twice_that_of_torch(kind, monkeypatch):
     with autocast():
         with fastscore.use_backend("torch"):
             plain = case.fused("xuwb")
-        monkeypatch.setattr(mlp_functions.Problem, "plain", None)
+        monkeypatch.setattr(mlp_problem.Problem, "plain", None)
         net = case.network(case.leaves(torch.float32)[0])[0]
-        asked = mlp_functions.Problem(net.activations, net.residuals, case.energy, case.probes, narrow=True)
+        asked = mlp_problem.Problem(net.activations, net.residuals, case.energy, case.probes, narrow=True)
         module = asked.kernels(net, torch.ones(1, 3, device=DEVICE))
         by_kind = {"closed-2-too-wide": mlp_layers, "closed": mlp, "dual": mlp}
         assert module is by_kind.get(kind, by_kind.get(kind.split("-")[0], mlp_whole))

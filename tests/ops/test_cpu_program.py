@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_layers, _cpu_program, _cpu_threads, mlp_passes, mlp_tiles
+from fastscore.ops import _cpu_layers, _cpu_program, _cpu_threads, mlp_passes, mlp_tile
 from fastscore.ops import mlp as ops
 from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
@@ -193,4 +193,4 @@ def test_forms_that_are_not_written_down_go_the_other_way(runs: list[_cpu_progra
     assert_close(made(deep, data(20)), exact(deep, data(20)))
     ops.energy_loss(network(0, outputs=1), data(20), square=0.5, trace=1.0)
     assert not runs
-    assert mlp_tiles.Form.recorded is False
+    assert mlp_tile.Form.recorded is False

@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fastscore.ops import _cpu, _cpu_layers, _cpu_program, mlp_functions, mlp_passes, mlp_tiles
+from fastscore.ops import _cpu, _cpu_layers, _cpu_program, mlp_passes, mlp_problem, mlp_tiles
 from fastscore.ops import mlp as ops
 from fastscore.ops.mlp import Probes
 from fastscore.reference import mlp as reference
@@ -500,7 +500,7 @@ def test_threads_do_not_share_scratch():
 @pytest.mark.parametrize("kind", ["trace", "weighted", "loss"])
 @pytest.mark.parametrize(("seed", "shape"), [(i, shape) for i, shape in enumerate(SHAPES) if len(shape[1]) > 2])
 def test_many_tangents_without_factors_shared_by_the_batch(monkeypatch, seed, shape, kind):
-    monkeypatch.setattr(mlp_functions, "_SHARED", 0)
+    monkeypatch.setattr(mlp_problem, "_SHARED", 0)
     case = Case(shape, kind, seed, batch=37)
     assert_same(case, tuple(case.given()))
 

@@ -1,0 +1,89 @@
+"""Tiles of a batch on a CPU by programs (`fastscore.ops._cpu_program`): for networks and forms compiled throughout."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from fastscore.ops import _cpu_build, _cpu_layers, _cpu_program, _cpu_threads, mlp_passes
+from fastscore.ops._cpu_program import Arrays, Recorder
+from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, Upstream, ascend
+from fastscore.reference.mlp import MLP, Shifts
+
+
+def width(mlp: MLP, columns: int) -> int:
+    """The columns of a tile's largest array."""
+    return max(*mlp.widths, mlp.dim) * max(1, columns)
+
+
+def serve(mlp: MLP, x: Tensor, form: Form) -> bool:
+    """Whether all that is done to tiles of x is compiled."""
+    if not form.recorded or len(x) < _cpu_program.ROWS or not _cpu_build.tuned():
+        return False
+    return all(map(_cpu_layers.knows, mlp.activations)) and bool(_cpu_layers.layers(x, len(x) * max(mlp.widths)))
+
+
+def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:
+    """As `mlp_tiles.evaluate`."""
+    mlp, x, shifts = _in_rows(mlp, x, shifts)
+    outputs = tuple(x.new_empty(len(x), width) for width in (len(mlp.weights[-1]), *form.widths))
+    arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), _cpu_program.rows(width(mlp, form.columns))
+
+    def record(recorder: Recorder) -> None:
+        own, rows = copy.copy(form), slice(0, tile)
+        out, _, jets = ascend(mlp, x[rows], shifts, rows, own.order, recorder)
+        for output, made in zip(outputs, (out, *own.value(rows, jets, recorder)), strict=True):
+            recorder.mix(output[rows], made)
+
+    program = _cpu_program.program(("evaluate", _key(mlp, form)), arrays, tile, record)
+    _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, form.noise, mlp_passes.kept(x, mlp)))
+    return outputs
+
+
+def differentiate(
+    mlp: MLP,
+    x: Tensor,
+    shifts: Shifts,
+    form: Form,
+    upstream: Upstream,
+    wanted: dict[Key, Tensor],
+    scale: float,
+) -> dict[Key, Tensor]:
+    """As `mlp_tiles.differentiate`."""
+    mlp, x, shifts = _in_rows(mlp, x, shifts)
+    sought = Sought(mlp, x, shifts, form, upstream, wanted, scale)
+    arrays = _arrays(mlp, form, (x, *shifts, *upstream.arrays, *sought.batch.values()))
+    tile = _cpu_program.rows(width(mlp, form.columns))
+    summed = tuple((key, tensor.shape) for key, tensor in sought.summed.items())
+
+    def record(recorder: Recorder) -> None:
+        sums = Gradients(sought.summed, recorder.sums(sought.size), recorder)
+        sought.of_tile(slice(0, tile), recorder, sums)
+
+    key = (_key(mlp, form), summed, tuple(sought.batch), scale, upstream.key)
+    program, noise = _cpu_program.program(key, arrays, tile, record), form.noise or upstream.noise
+    parts = _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, noise, mlp_passes.kept(x, mlp)))
+    upstream.settle([sum(numbers) for numbers in zip(*(numbers for _, numbers in parts), strict=True)])
+    return sought.result([sums for sums, _ in parts])
+
+
+def _key(mlp: MLP, form: Form) -> Hashable:
+    """What a program depends on beside the shapes of its arrays."""
+    probes = None if form.noise is None else form.noise.kind
+    return form.kind, form.columns, probes, mlp.activations, mlp.residuals
+
+
+def _in_rows(mlp: MLP, x: Tensor, shifts: Shifts) -> tuple[MLP, Tensor, Shifts]:
+    """The same with contiguous rows, of which several may be one."""
+    biases, shifts = (
+        tuple(t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors)
+        for tensors in (mlp.biases, shifts)
+    )
+    return replace(mlp, biases=biases), x.contiguous(), shifts
+
+
+def _arrays(mlp: MLP, form: Form, batch: Sequence[Tensor | None]) -> Arrays:
+    return Arrays((*mlp.weights, *mlp.biases, *form.parameters), batch)
