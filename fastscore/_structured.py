@@ -238,13 +238,13 @@ def denoising_loss(
     """`share sum_b 1/2 |level s(x + level e) + e|^2` by compiled passes that make noise and gradients, or None."""
     if not ops.denoises(x):
         return None
-    reading = read(fn, x, cond, ("score",))
+    reading = read(fn, x, cond, ("score", "energy_score"))
     if reading is None or not reading.is_plain:
         return None
     flat = level.reshape(-1, 1) if isinstance(level, Tensor) else level
     return ops.denoising_loss(
         reading.mlp, x.flatten(1), reading.shifts, level=flat, weigh=weigh, square=share / 2, seed=seed,
-        first_chain=first_chain,
+        first_chain=first_chain, energy=reading.kind == "energy_score",
     )  # fmt: skip
 
 

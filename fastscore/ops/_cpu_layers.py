@@ -36,7 +36,7 @@ class Layers:
         self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
         self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
         self._contract.argtypes = (_SIZE, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_int, _POINTER)
-        self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 5)
+        self._spread.argtypes = (_SIZE, _SIZE, _SIZE, _FLOAT, _POINTER, _POINTER, ctypes.c_int, *[_POINTER] * 3)
         operand = (_POINTER, _SIZE, _SIZE)
         self._product.argtypes = (_SIZE, _SIZE, _SIZE, *operand, *operand, _POINTER, ctypes.c_int, _POINTER, _SIZE)
         functions = (self._jets, self._pull, self._row_products, self._contract, self._spread)
@@ -66,10 +66,13 @@ class Layers:
         self._contract(*left.shape, left.data_ptr(), right.data_ptr(), right.ndim == 2, out.data_ptr())
 
     def spread(self, out: Tensor, scale: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """`out[:, k] = scale a[:, k] d (+ b[:, k] e)` for one or two pairs of `[n, K, H]` and `[n, H]`."""
+        """`out[:, k] = scale a[:, k] d (+ b[:, k] e)` for one or two pairs of `[n, K, H]` and `[n, H]`.
+
+        The first array may be shared by the rows, `[K, H]`.
+        """
         kept = [array.contiguous() for pair in pairs for array in pair]
         addresses = [array.data_ptr() for array in kept] + [None] * (4 - len(kept))
-        self._spread(*out.shape, scale, *addresses, out.data_ptr())
+        self._spread(*out.shape, scale, *addresses[:2], pairs[0][0].ndim == 2, *addresses[2:], out.data_ptr())
 
     def row_products(self, left: Tensor, right: Tensor) -> Tensor:
         """`sum_j left[:, j] right[:, j]`."""

@@ -135,7 +135,8 @@ class Recorder(Scratch):
     def spread(self, out: Tensor, scale: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """As `Layers.spread`."""
         arrays = [array for pair in pairs for array in pair] + [None] * (4 - 2 * len(pairs))
-        self._step(_SPREAD, self._many(out), out.shape[1:], (*arrays, out), (scale, 0.0))
+        sizes = (*out.shape[1:], pairs[0][0].ndim == 2)
+        self._step(_SPREAD, self._many(out), sizes, (*arrays, out), (scale, 0.0))
 
     def row_products(self, left: Tensor, right: Tensor) -> Tensor:
         """As `Layers.row_products`."""
@@ -153,8 +154,8 @@ class Recorder(Scratch):
         self._step(_MIX, self._many(out), (out.shape[1], *steps), (a, b, *factors, out), scales)
 
     def total(self, rows: Tensor, weights: Tensor | None, out: Tensor) -> None:
-        """Add the sum over rows `[n, width]`, each times its weight, to out."""
-        step = 0 if weights is None else weights.stride(0)
+        """Add the sum over rows `[n, ...]`, each times its weight, to out."""
+        rows, step = rows.flatten(1), 0 if weights is None else weights.stride(0)
         self._step(_TOTAL, self._many(rows), (rows.shape[1], rows.stride(0), step), (rows, weights, out))
 
     def number(self, a: Tensor, b: Tensor | None = None) -> None:
@@ -162,9 +163,9 @@ class Recorder(Scratch):
         self._step(_NUMBER, self._many(a), (a.shape[1], self.n_numbers), (a, b))
         self.n_numbers += 1
 
-    def noise(self, noise: Noise, count: int, dim: int, stream: int) -> Tensor:
-        """Its numbers `[n, count, dim]`, those of step k in `[:, k]`."""
-        drawn, made = self("drawn", self.tile, count, dim), _SIGNS if noise.kind == "rademacher" else _NORMALS
+    def draw(self, kind: str, count: int, dim: int, stream: int) -> Tensor:
+        """Rademacher or normal numbers `[n, count, dim]`, those of step k in `[:, k]`."""
+        drawn, made = self("drawn", self.tile, count, dim), _SIGNS if kind == "rademacher" else _NORMALS
         for k in range(count):
             one = drawn[:, 0] if count == 1 else self("one", self.tile, dim)
             self._step(made, 1, (dim, k, stream), (one,))

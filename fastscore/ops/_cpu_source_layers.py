@@ -139,13 +139,13 @@ void contract(u64 rows, u64 count, u64 n, const float *a, const float *b, int sh
 }
 
 /* out[r][k] = scale a[r][k] d[r], and + b[r][k] e[r] where b is not null: a, b and out [rows, count, n], d and e
-   [rows, n]; out may be a or b. */
-void spread(u64 rows, u64 count, u64 n, float scale, const float *a, const float *d, const float *b, const float *e,
-            float *out) {
+   [rows, n]; out may be a or b; a `shared` a is one [count, n] for all. */
+void spread(u64 rows, u64 count, u64 n, float scale, const float *a, const float *d, int shared, const float *b,
+            const float *e, float *out) {
   for (u64 r = 0; r < rows; r++)
     for (u64 k = 0; k < count; k++) {
       const u64 at = (r * count + k) * n;
-      const float *ak = a + at, *dr = d + r * n, *bk = b + at, *er = e + r * n;
+      const float *ak = a + (shared ? k * n : at), *dr = d + r * n, *bk = b + at, *er = e + r * n;
       float *o = out + at;
       if (b) EACH o[j] = MADD(bk[j], er[j], scale * (ak[j] * dr[j]));
       else EACH o[j] = scale * (ak[j] * dr[j]);

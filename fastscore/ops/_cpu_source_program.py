@@ -65,7 +65,7 @@ int run_program(const Step *steps, u64 count, const Slot *slots, u64 begin, u64 
         case JETS: jets((u32)n[0], (u32)n[1], rows, n[2], p[0], p[1], 0, p[2], p[3], p[4], p[5]); break;
         case PULL: pull(rows, n[0], p[0], p[1], p[2], p[3], p[4], one, p[5], p[6]); break;
         case CONTRACT: contract(rows, n[0], n[1], p[0], p[1], (int)n[2], p[2]); break;
-        case SPREAD: spread(rows, n[0], n[1], one, p[0], p[1], p[2], p[3], p[4]); break;
+        case SPREAD: spread(rows, n[0], n[1], one, p[0], p[1], (int)n[2], p[2], p[3], p[4]); break;
         case ROW_PRODUCTS: row_products(rows, n[0], p[0], p[1], p[2]); break;
         case MIX: mix(rows, n[0], one, p[2], n[1], p[0], n[2], other, p[3], n[3], p[1], n[4], p[4], n[5]); break;
         case TOTAL: total_rows(rows, n[0], p[0], n[1], p[1], n[2], p[2]); break;

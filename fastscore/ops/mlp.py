@@ -21,6 +21,7 @@ values.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -134,6 +135,7 @@ def denoising_loss(
     square: float,
     seed: int,
     first_chain: int,
+    energy: bool = False,
 ) -> Tensor | None:
     """Return `square sum_b |level_b s(x_b + level_b e_b) + e_b|^2`, its gradients computed on the way.
 
@@ -148,8 +150,10 @@ def denoising_loss(
         square: the weight of the squares.
         seed: seed of the noise.
         first_chain: global index of the first row.
+        energy: s is minus the gradient of the network's one output.
     """
-    tensors, problem = _flat(mlp, shifts, None), _problem(mlp, x)
+    tensors = _flat(mlp, shifts, None)
+    problem = replace(_problem(mlp, x, energy=energy), traced=False)
     needed = [t for t in tensors if t is not None and t.requires_grad]
     fixed = not x.requires_grad and not (isinstance(level, Tensor) and level.requires_grad)
     if not (

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from fastscore.ops import mlp_passes
-from fastscore.ops.mlp_forms import Jets, _carry
-from fastscore.ops.mlp_laplacian import Laplacian
+from fastscore.ops.mlp_forms import Draw, Jets, _add, _carry, _weighted, drawn
+from fastscore.ops.mlp_laplacian import Slope
 from fastscore.ops.mlp_scratch import Scratch
 from fastscore.ops.mlp_tile import Gradients
 from fastscore.reference.mlp import MLP
 
 
-class Curvature(Laplacian):
+class Curvature(Slope):
     """`-grad E` and `v_k' H v_k = sum_l a_l . (c_l * Q_l[k]^2)`, `H = d2E/dx2`, of K probes.
 
     As the Laplacian, with the probes for the unit vectors: `Q_1 = W_1 v`, `T_l = d_l Q_l + r_l T_{l-1}`,
     `Q_{l+1} = W_{l+1} T_l`. The probes are a function of the rows, made anew for a tile and never kept.
     """
 
-    def __init__(self, mlp: MLP, probes: Callable[[slice], Tensor], columns: int) -> None:
-        first = mlp.weights[0]
-        self.columns, self.residuals, self.probes = columns, mlp.residuals, probes
-        nothing = first.detach()[:0]  # what the Laplacian makes of the unit vectors
-        self.parameters = (nothing, nothing, first.t().contiguous(), mlp.weights[-1], *mlp.weights[1:-1])
+    kind, order = "curvature", 2
+
+    def __init__(self, mlp: MLP, probes: Draw) -> None:
+        super().__init__(mlp)
+        self.columns, self.probes, self.noise = probes.count, probes.rows, probes.noise
+        self.widths = (mlp.dim, probes.count)
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
         """Return the score `[n, D]` and the quadratic forms `[n, K]`."""
         _, _, first, _, *middle = self.parameters
-        score, self.drawn = self._score(jets, scratch), self.probes(rows)
-        tangents, total = self.drawn, score.new_zeros(self.drawn.shape[:2])
+        score, self.drawn = self._score(jets, scratch), drawn(self, rows, len(first), scratch)
+        tangents, shape = self.drawn, self.drawn.shape[:2]
+        total = None
         self.carried, self.tangents = [], []
         for layer, (adjoint, jet) in enumerate(zip(self.adjoints, jets, strict=True)):
-            room = scratch(f"Q{layer}", *self.drawn.shape[:2], jet[1].shape[1])
+            room = scratch(f"Q{layer}", *shape, jet[1].shape[1])
             carried = _carry(tangents, middle[layer - 1].t() if layer else first, room)
-            bend = torch.mul(adjoint, jet[2], out=scratch("product2", *jet[2].shape)).unsqueeze(1)
-            total += torch.mul(carried, carried, out=scratch("product3", *carried.shape)).mul_(bend).sum(2)
+            bend = mlp_passes.times(adjoint, jet[2], "bend", scratch)
+            bent = mlp_passes.spread(carried, bend, scratch("bends", *carried.shape), scratch)
+            made = mlp_passes.row_products(bent.flatten(0, 1), carried.flatten(0, 1), scratch).view(shape)
+            if total is not None:
+                _add(made, total, scratch)
+            total = made
             self.carried.append(carried)
             if layer + 1 < len(jets):
                 below, room = tangents, scratch(f"T{layer}", *carried.shape)
-                tangents = torch.mul(carried, jet[1].unsqueeze(1), out=room)
-                self.tangents.append(tangents.add_(below) if self.residuals[layer] else tangents)
+                tangents = mlp_passes.spread(carried, jet[1], room, scratch)
+                if self.residuals[layer]:
+                    _add(tangents, below, scratch)
+                self.tangents.append(tangents)
+        assert total is not None
         return score, total
 
     def pullback(
@@ -56,30 +62,29 @@ class Curvature(Laplacian):
         """
         on_score, g = upstream
         assert on_score is not None and g is not None
-        g, middle = g.unsqueeze(2), self.parameters[4:]
-        on_adjoints: list[Tensor] = []
+        middle = self.parameters[4:]
+        on_adjoints: list[Tensor | None] = []
+        slopes: list[Tensor | None] = []
         curvatures: list[Tensor] = []
-        slopes = [torch.zeros_like(jet[1]) for jet in jets]
         arriving: Tensor | None = None
         for layer in range(len(jets) - 1, -1, -1):
             adjoint, (_, slope, bend, *_), carried = self.adjoints[layer], jets[layer], self.carried[layer]
-            change = torch.mul(carried, g, out=scratch("dQ", *carried.shape))
-            norm = mlp_passes.contract(change, carried, f"norm{layer}", scratch)
-            on_adjoints.insert(0, bend * norm)
-            curvatures.insert(0, adjoint * norm)
-            change.mul_((2 * adjoint * bend).unsqueeze(1))
+            change = _weighted(carried, g, scratch, scratch("dQ", *carried.shape))
+            norm = mlp_passes.contract(change, carried, "norm", scratch)
+            on_adjoints.insert(0, mlp_passes.times(bend, norm, f"gcn{layer}", scratch))
+            curvatures.insert(0, mlp_passes.times(adjoint, norm, f"an{layer}", scratch))
+            factor, plus = mlp_passes.times(adjoint, bend, "bend", scratch), None
+            slopes.insert(0, None)
             if arriving is not None:
-                slopes[layer] = mlp_passes.contract(arriving, carried, f"dslope{layer}", scratch)
-                change.addcmul_(arriving, slope.unsqueeze(1))
+                slopes[0], plus = mlp_passes.contract(arriving, carried, f"dslope{layer}", scratch), (arriving, slope)
+            mlp_passes.spread(change, factor, change, scratch, scale=2.0, plus=plus)
             straight = arriving if self.residuals[layer] else None
             if layer == 0:
                 sums.product(("form", 2), self.drawn.flatten(0, 1), change.flatten(0, 1))
                 break
             below = self.tangents[layer - 1]
-            assert below is not None
             sums.product(("form", 3 + layer), change.flatten(0, 1), below.flatten(0, 1))
             arriving = _carry(change, middle[layer - 1], scratch(f"dT{layer % 2}", *below.shape))
             if straight is not None:
-                arriving.add_(straight)
-        self._adjoints_up(on_score, on_adjoints, slopes, jets, scratch, sums)
-        return slopes, curvatures
+                _add(arriving, straight, scratch)
+        return self._adjoints_up(on_score, on_adjoints, slopes, jets, scratch, sums), curvatures

@@ -8,36 +8,18 @@ tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_threads, mlp_functions, mlp_tiles, noise
+from fastscore.ops import mlp_functions, noise
 from fastscore.ops._cpu_program import Noise, Recorder
-from fastscore.ops.mlp_forms import Jets
 from fastscore.ops.mlp_problem import Outputs, Problem
-from fastscore.ops.mlp_scratch import Scratch
-from fastscore.ops.mlp_tile import Above, Form, Gradients, Upstream
+from fastscore.ops.mlp_tile import Above, Upstream
 from fastscore.reference import mlp as reference
 from fastscore.reference.philox import Stream
-
-
-class Value(Form):
-    """The form of a network of which nothing but its output is asked."""
-
-    kind, order, recorded = "value", 0, True
-
-    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[()]:
-        """Nothing."""
-        return ()
-
-    def pullback(
-        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
-    ) -> tuple[list[Tensor], None]:
-        """No gradients."""
-        return [], None
 
 
 @dataclass(frozen=True)
@@ -63,14 +45,14 @@ class Residual:
     def plain(self, problem: Problem, y: Tensor, tensors: Sequence[Any]) -> Tensor:
         """The loss as autograd differentiates it, to any order."""
         mlp, shifts, _ = problem.split(tensors)
-        score = reference.forward(mlp, y, shifts)
+        score = reference.energy_terms(mlp, y, shifts)[1] if problem.energy else reference.forward(mlp, y, shifts)
         with torch.no_grad():
             e = noise.mixed(torch.zeros_like(y), 0.0, 1.0, self.seed, int(Stream.DATA), self.first_chain)
         return self.square * (self.alpha * score + self.beta * e).square().sum()
 
 
 class OfResidual(Upstream):
-    """The gradient of the residual's square in the score, and the sum of squares."""
+    """The gradient of the residual's square in the score, an energy's if there are values, and the sum of squares."""
 
     def __init__(self, residual: Residual, y: Tensor) -> None:
         self.residual, self.like, self.key = residual, y, ("residual", residual.square)
@@ -81,20 +63,21 @@ class OfResidual(Upstream):
 
     def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:
         """That of some rows, whose squares are kept."""
-        found = self.residual(rows, out)
+        found = self.residual(rows, values[0] if values else out)
         self.squares[rows.start] = found.square().sum()
-        return found.mul_(2 * self.residual.square * self.residual.scales(rows)[0]), ()
+        found.mul_(2 * self.residual.square * self.residual.scales(rows)[0])
+        return (None, (found,)) if values else (found, ())
 
     def record(self, rows: slice, out: Tensor, values: Outputs, recorder: Recorder) -> Above:
         """The same as steps of a program."""
         alpha, beta = (array[rows] for array in self.arrays)
-        noise = Noise("normal", self.residual.seed, self.residual.first_chain)
-        e = recorder.noise(noise, 1, out.shape[1], int(Stream.DATA)).view(out.shape)
-        recorder.mix(e, out, e, alpha, beta)
+        score = values[0] if values else out
+        e = recorder.draw("normal", 1, score.shape[1], int(Stream.DATA)).view(score.shape)
+        recorder.mix(e, score, e, alpha, beta)
         recorder.number(e, e)
         recorder.mix(e, e, left=alpha)
         recorder.mix(e, e, left=2 * self.residual.square)
-        return e, ()
+        return (None, (e,)) if values else (e, ())
 
     def settle(self, numbers: list[float]) -> None:
         """Take the sum over all rows."""
@@ -111,19 +94,9 @@ class Denoising(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, residual: Residual, y: Tensor, *tensors: Any) -> Tensor:
         ctx.problem, ctx.residual, needs = problem, residual, ctx.needs_input_grad[2:]
-        mlp, shifts, _ = problem.split([t if t is None else t.detach() for t in tensors])
-        if problem.narrow:
-            mlp = replace(mlp, weights=tuple(weight.bfloat16() for weight in mlp.weights))
-        keys = problem.keys()
-        wanted = {key: t for key, t, need in zip(keys, (y, *tensors), needs, strict=True) if need}
         upstream = OfResidual(residual, y)
-        arguments, kernels = (mlp, y, shifts, Value(), upstream, wanted, 1.0), problem.kernels(mlp, y)
-        with _cpu_threads.alone(y), torch.autocast(y.device.type, enabled=False):
-            if kernels is None:
-                gradients = mlp_tiles.differentiate(*arguments)
-            else:
-                gradients = kernels.differentiate(*arguments, True)
-        ctx.save_for_backward(y, *tensors, *(gradients.get(key) for key in keys))
+        gradients = mlp_functions.differentiate(problem, y, tensors, needs, upstream, reads=True)
+        ctx.save_for_backward(y, *tensors, *gradients)
         return residual.square * upstream.sum()
 
     @staticmethod

@@ -9,7 +9,8 @@ differentiable torch, as the `parameters` of a form; `value` and `pullback` see 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +35,47 @@ def _weighted(array: Tensor, weights: Tensor | None, scratch: Scratch, out: Tens
     factors = 1.0 if weights is None else weights.reshape(-1, 1)
     mlp_passes.mix(out.view(parts, -1), array.view(parts, -1), None, scratch, left=factors)
     return out
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How to draw probes: `rows(slice)` gives those of some rows, `[n, count, D]`; all are a function of the noise."""
+
+    rows: Callable[[slice], Tensor]
+    count: int
+    noise: Noise
+
+
+class Drawing(Protocol):
+    """A form that draws probes."""
+
+    columns: int
+    noise: Noise | None
+    probes: Callable[[slice], Tensor]
+
+
+def drawn(form: Drawing, rows: slice, dim: int, scratch: Scratch) -> Tensor:
+    """The probes of some rows, `[n, K, D]`."""
+    if scratch.recorder is None:
+        return form.probes(rows)
+    assert form.noise is not None
+    return scratch.recorder.draw(form.noise.kind, form.columns, dim, int(Stream.PROBES))
+
+
+class Value(Form):
+    """The form of a network of which nothing but its output is asked."""
+
+    kind, order, recorded = "value", 0, True
+
+    def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def pullback(
+        self, upstream: tuple[Tensor | None, ...], jets: Jets, scratch: Scratch, sums: Gradients
+    ) -> tuple[list[Tensor], None]:
+        """No gradients."""
+        return [], None
 
 
 class Bilinear(Form):
@@ -209,22 +251,15 @@ class Quadratic(Form):
 
     kind, recorded = "quadratic", True
 
-    def __init__(
-        self, mlp: MLP, last: Tensor, probes: Callable[[slice], Tensor], columns: int, source: Any = None
-    ) -> None:
-        self.columns, self.residuals, self.probes = columns, mlp.residuals, probes
-        self.source, self.widths = source, (columns,)
-        self.noise = None if source is None else Noise(source.kind, source.seed, source.first_sample)
+    def __init__(self, mlp: MLP, last: Tensor, probes: Draw) -> None:
+        self.columns, self.residuals, self.probes = probes.count, mlp.residuals, probes.rows
+        self.noise, self.widths = probes.noise, (probes.count,)
         self.parameters = (*mlp.weights[:-1], last)
 
     def value(self, rows: slice, jets: Jets, scratch: Scratch) -> tuple[Tensor, ...]:
         """Return the quadratic forms `[n, K]`."""
         first, *middle, last = self.parameters
-        if scratch.recorder is None:
-            self.drawn = self.probes(rows)
-        else:
-            assert self.noise is not None
-            self.drawn = scratch.recorder.noise(self.noise, self.columns, first.shape[1], int(Stream.PROBES))
+        self.drawn = drawn(self, rows, first.shape[1], scratch)
         count, columns = self.drawn.shape[:2]
         entering = _carry(self.drawn, first.t(), scratch("Q0", count, columns, len(first)))
         self.carried = [entering]  # Q_l = W_l T_{l-1}; W_1 v for the first layer

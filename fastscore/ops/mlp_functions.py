@@ -65,7 +65,7 @@ class Prepared:
                 gradients[key] = gradients[key] + gradient if key in gradients else gradient
 
 
-def _differentiate(
+def differentiate(
     problem: Problem,
     x: Tensor,
     tensors: Sequence[Any],
@@ -126,7 +126,7 @@ class Terms(torch.autograd.Function):
         problem, (x, *tensors), needs = ctx.problem, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or transformed(upstream):
             return None, *vjp(lambda x, *t: problem.plain(x, t), (x, *tensors), needs, upstream)
-        return None, *_differentiate(problem, x, tensors, needs, Given(upstream), reads=False)
+        return None, *differentiate(problem, x, tensors, needs, Given(upstream), reads=False)
 
 
 class Loss(torch.autograd.Function):
@@ -137,7 +137,7 @@ class Loss(torch.autograd.Function):
         ctx.problem, ctx.weights, needs = problem, weights, ctx.needs_input_grad[2:]
         of_loss = OfLoss(problem, weights, x)
         scale = 1.0 if problem.energy else weights.trace / of_loss.count
-        gradients = _differentiate(problem, x, tensors, needs, of_loss, scale, reads=True)
+        gradients = differentiate(problem, x, tensors, needs, of_loss, scale, reads=True)
         square, trace = of_loss.sums()
         ctx.save_for_backward(x, *tensors, *gradients)
         ctx.mark_non_differentiable(square, trace)

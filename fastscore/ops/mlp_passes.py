@@ -113,6 +113,11 @@ def contract(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor
     return torch.sum(product, 1, out=scratch(name, count, width))
 
 
+def times(left: Tensor, right: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """`left right`, element by element; right may be one row `[H]` for all."""
+    return contract(left.unsqueeze(1), right.unsqueeze(-2), name, scratch)
+
+
 def spread(
     array: Tensor,
     factor: Tensor,
@@ -122,7 +127,10 @@ def spread(
     scale: float = 1.0,
     plus: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`out[:, k] = scale array[:, k] factor (+ b[:, k] e for plus = (b, e))`, of `[n, K, H]` and `[n, H]`."""
+    """`out[:, k] = scale array[:, k] factor (+ b[:, k] e for plus = (b, e))`, of `[n, K, H]` and `[n, H]`.
+
+    The array may be shared by the rows, `[K, H]`.
+    """
     if scratch.layers is not None:
         scratch.layers.spread(out, scale, [(array, factor)] if plus is None else [(array, factor), plus])
         return out

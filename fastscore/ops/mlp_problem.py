@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastscore.ops import _dispatch, noise
-from fastscore.ops._cpu_program import Recorder
+from fastscore.ops._cpu_program import Noise, Recorder
 from fastscore.ops.mlp_circuit import Around
 from fastscore.ops.mlp_curvature import Curvature
-from fastscore.ops.mlp_forms import Bilinear, Quadratic, Tangents
-from fastscore.ops.mlp_laplacian import Laplacian
+from fastscore.ops.mlp_forms import Bilinear, Draw, Quadratic, Tangents, Value
+from fastscore.ops.mlp_laplacian import Laplacian, Slope
 from fastscore.ops.mlp_tile import Above, Form, Key, Upstream
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP, Shifts
@@ -61,6 +61,7 @@ class Problem:
         residuals: of the network.
         energy: ask for (energy, score, Laplacian) rather than for (score, trace); with probes, for `v_k' H v_k`.
         probes: estimate the trace with these rather than compute it.
+        traced: ask for a trace or Laplacian at all.
         narrow: round the factors of products to bfloat16, as autocast asks; sums stay in float32.
     """
 
@@ -69,6 +70,7 @@ class Problem:
     energy: bool = False
     probes: Probes | None = None
     narrow: bool = False
+    traced: bool = True
 
     def split(self, tensors: Sequence[Any]) -> tuple[MLP, Shifts, Tensor | None]:
         """The network, its shifts and the weight C out of the flat `(*shifts, *weights, *biases, C)`."""
@@ -83,13 +85,16 @@ class Problem:
 
     def form(self, mlp: MLP, x: Tensor, weight: Tensor | None) -> Form:
         """The functional of the slopes that computes it."""
+        if not self.traced:
+            return Slope(mlp) if self.energy else Value()
         if self.probes is not None:
             probes = self.probes
-            draw = lambda rows: probes.draw(rows, x)  # noqa: E731
+            noise = Noise(probes.kind, probes.seed, probes.first_sample)
+            draw = Draw(lambda rows: probes.draw(rows, x), probes.count, noise)
             if self.energy:
-                return Curvature(mlp, draw, probes.count)
+                return Curvature(mlp, draw)
             last = mlp.weights[-1] if weight is None else weight @ mlp.weights[-1]
-            return Quadratic(mlp, last, draw, probes.count, probes)
+            return Quadratic(mlp, last, draw)
         on_kernels = self.kernels(mlp, x) is not None
         if self.energy:
             return Laplacian(mlp, shared=on_kernels)
@@ -103,7 +108,7 @@ class Problem:
 
     def kernels(self, mlp: MLP, x: Tensor) -> ModuleType | None:
         """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""
-        if self.energy and self.probes is not None:
+        if self.energy and (self.probes is not None or not self.traced):
             return None
         if self.energy:
             on_chip, family = "mlp_whole", "energy"
@@ -180,6 +185,8 @@ class OfLoss(Upstream):
         self.problem, self.weights, self.like = problem, weights, x
         self.count = problem.probes.count if problem.probes is not None else 1
         self.key = ("loss", weights.square)
+        if problem.energy:
+            self.arrays = (x.new_full((1, 1), -weights.trace / self.count).expand(len(x), self.count),)
         self.parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row: threads come in any order
 
     def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:
@@ -193,14 +200,18 @@ class OfLoss(Upstream):
 
     def record(self, rows: slice, out: Tensor, values: Outputs, recorder: Recorder) -> Above:
         """The same as steps of a program."""
-        recorder.number(out, out)
-        recorder.number(values[0])
-        recorder.mix(scaled := recorder("upstream", *out.shape), out, left=2 * self.weights.square)
-        return scaled, (None,)
+        score, traces = values if self.problem.energy else (out, values[0])
+        recorder.number(score, score)
+        recorder.number(traces.view(len(score), -1))
+        recorder.mix(scaled := recorder("upstream", *score.shape), score, left=2 * self.weights.square)
+        if not self.problem.energy:
+            return scaled, (None,)
+        on_traces = self.arrays[0][rows]
+        return None, (scaled, on_traces.squeeze(1) if traces.ndim == 1 else on_traces)
 
     def settle(self, numbers: list[float]) -> None:
         """Take the sums over all rows."""
-        square, trace = numbers
+        square, trace = numbers[0], -numbers[1] if self.problem.energy else numbers[1]
         self.parts[0] = self.like.new_tensor(square), self.like.new_tensor(trace / self.count)
 
     def sums(self) -> tuple[Tensor, Tensor]:

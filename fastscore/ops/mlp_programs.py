@@ -29,14 +29,15 @@ def serve(mlp: MLP, x: Tensor, form: Form) -> bool:
 def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:
     """As `mlp_tiles.evaluate`."""
     mlp, x, shifts = _in_rows(mlp, x, shifts)
-    outputs = tuple(x.new_empty(len(x), width) for width in (len(mlp.weights[-1]), *form.widths))
+    widths = (len(mlp.weights[-1]), *form.widths)
+    outputs = tuple(x.new_empty(len(x), width) if width else x.new_empty(len(x)) for width in widths)
     arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), _cpu_program.rows(width(mlp, form.columns))
 
     def record(recorder: Recorder) -> None:
         own, rows = copy.copy(form), slice(0, tile)
         out, _, jets = ascend(mlp, x[rows], shifts, rows, own.order, recorder)
         for output, made in zip(outputs, (out, *own.value(rows, jets, recorder)), strict=True):
-            recorder.mix(output[rows], made)
+            recorder.mix(*(array.view(len(array), -1) for array in (output[rows], made)))
 
     program = _cpu_program.program(("evaluate", _key(mlp, form)), arrays, tile, record)
     _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, form.noise, mlp_passes.kept(x, mlp)))

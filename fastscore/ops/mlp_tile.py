@@ -67,7 +67,7 @@ class Form:
         order: the highest derivative of the activations that `value` reads.
         columns: rows of a tile's largest array per sample: the tangents it carries.
         parameters: what it computed from the weights; gradients go to ("form", i).
-        widths: of its values.
+        widths: of its values `[n, width]`; 0 for one that is `[n]`.
         recorded: whether all that it does to a tile are passes that can be written down.
         noise: of its probes.
     """

@@ -59,7 +59,7 @@ class Layers(NamedTuple):
         given: dict[str, Any] = {f"{name}_ptr": tensor for name, tensor in self.weights.items()}
         for name, u in zip(("u1_ptr", "u2_ptr", "u3_ptr"), self.shifts, strict=True):
             given[name] = None if u is None else u[rows].contiguous()
-        seed, first = (self.probe.seed, self.probe.first_sample + rows.start) if self.dual else (0, 0)
+        seed, first = (self.probe.seed, self.probe.first + rows.start) if self.dual else (0, 0)
         key_low, key_high = philox.as_int32(seed, seed >> 32)
         return {**given, **self.constants, "first_chain": first, "key_low": key_low, "key_high": key_high}
 
@@ -243,10 +243,10 @@ def _layers(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, turned: tuple[str
         "PHI1": mlp.activations[0],
         "PHI2": mlp.activations[-1],
         "DIRECT": not deep or mlp.residuals[1],
-        "PROBE": form.source.kind if dual else None,
+        "PROBE": form.noise.kind if dual else None,
         "PRECISION": rounding,
     }
-    return Layers(weights, tuple(get(shifts) for get in pick), constants, form.source if dual else None)
+    return Layers(weights, tuple(get(shifts) for get in pick), constants, form.noise if dual else None)
 
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:

@@ -65,10 +65,10 @@ def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.T
     else:
         estimate = family == "estimate"
         total, kernel = _empty(x, len(x), form.columns if estimate else 1), trace_kernel
-        seed, first = (form.source.seed, form.source.first_sample) if estimate else (0, 0)
+        seed, first = (form.noise.seed, form.noise.first) if estimate else (0, 0)
         key_low, key_high = philox.as_int32(seed, seed >> 32)
         given |= {"trace_ptr": total, "first_chain": first, "key_low": key_low, "key_high": key_high}
-        given |= {"K": form.columns, "PROBE": form.source.kind if estimate else None}
+        given |= {"K": form.columns, "PROBE": form.noise.kind if estimate else None}
         weights += [form.parameters[-1].detach().t().contiguous()] if estimate else []
     factors = tuple(weights)
     if rounding == "tf32x3":

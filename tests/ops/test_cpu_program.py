@@ -81,6 +81,28 @@ def data(n: int, dim: int = 3) -> Tensor:
     return torch.linspace(-2, 2, n * dim, dtype=torch.float64).sin().view(n, dim).float()
 
 
+@pytest.mark.parametrize("probes", [None, Probes(3, 2, first_sample=4)])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("residual", [False, True])
+def test_energies(depth: int, residual: bool, probes: Probes | None, runs: list[_cpu_program.Program]) -> None:
+    mlp, x = network(depth, depth, residual=residual, outputs=1), data(29)
+    found = ops.energy_terms(mlp, x, probes=probes)
+    loss, square, trace = ops.energy_loss(mlp, x, square=0.5, trace=1.0, probes=probes)
+    assert len(set(runs)) == 2
+    drawn = None if probes is None else probes.draw(slice(0, 29), x)
+    wanted = reference.energy_terms(mlp, x, (), drawn)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-4)
+    on_trace = -wanted[2] if probes is None else -wanted[2].mean(1)
+    torch.testing.assert_close(square, wanted[1].square().sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(trace, on_trace.sum(), rtol=1e-4, atol=1e-4)
+    exact_loss = 0.5 * wanted[1].square().sum() + on_trace.sum()
+    for outputs in ((loss, exact_loss), (found[1].sum() + found[2].sum(), wanted[1].sum() + wanted[2].sum())):
+        first, second = (torch.autograd.grad(o, leaves(mlp), allow_unused=True, retain_graph=True) for o in outputs)
+        for f, w in zip(first, second, strict=True):
+            assert (f is None or not f.any()) if w is None else torch.allclose(f, w, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("n", [8, 9, 15, 16, 17, 64, 101])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_any_number_of_rows(n: int, depth: int, runs: list[_cpu_program.Program]) -> None:
@@ -191,6 +213,6 @@ def test_no_memory_for_a_product_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_forms_that_are_not_written_down_go_the_other_way(runs: list[_cpu_program.Program]) -> None:
     deep = network(0, depth=3, residual=True)
     assert_close(made(deep, data(20)), exact(deep, data(20)))
-    ops.energy_loss(network(0, outputs=1), data(20), square=0.5, trace=1.0)
+    ops.energy_loss(network(0, dim=7, outputs=1), data(20, 7), square=0.5, trace=1.0)
     assert not runs
     assert mlp_tile.Form.recorded is False

@@ -34,6 +34,9 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "residual": residual_network,
     "four": lambda: fastscore.ScoreMLP(dim=3, width=32, depth=4),
     "told": lambda: fastscore.ScoreMLP(dim=3, width=32, depth=2, cond_dim=1),
+    "energy": lambda: fastscore.EnergyMLP(dim=3, width=32, depth=1),
+    "energy, three": lambda: fastscore.EnergyMLP(dim=3, width=32, depth=3, activation="tanh"),
+    "energy, told": lambda: fastscore.EnergyMLP(dim=3, width=32, depth=2, cond_dim=1),
 }
 HOW: dict[str, dict[str, object]] = {
     "mean": {},
@@ -61,10 +64,12 @@ def found(net: torch.nn.Module, dtype: torch.dtype, n: int = ROWS, **how: object
     net.to(dtype).zero_grad()
     x = torch.linspace(-2, 2, 3 * n, dtype=torch.float64).view(n, 3).sin().to(dtype)
     level = torch.as_tensor(how.pop("sigma", 0.4)).to(dtype)
-    cond = level.expand(n)[:, None] if isinstance(net, fastscore.ScoreMLP) and net.cond_dim else None
-    loss = fastscore.denoising_score_matching(net, x, sigma=level, cond=cond, seed=5, first_chain=2**32 - 9, **how)
+    cond = level.expand(n)[:, None] if getattr(net, "cond_dim", 0) else None
+    fn = net.score if isinstance(net, fastscore.EnergyMLP) else net
+    loss = fastscore.denoising_score_matching(fn, x, sigma=level, cond=cond, seed=5, first_chain=2**32 - 9, **how)
     (3 * loss).backward()
-    return [loss.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters() if p.requires_grad]
+    return [loss.detach(), *(gradient.clone() for gradient in gradients)]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -110,16 +115,20 @@ def test_what_else_is_asked_takes_autograds_way(taken: list[int]) -> None:
     assert not taken
 
 
-def test_second_derivatives(taken: list[int]) -> None:
+@pytest.mark.parametrize("name", ["two", "energy, three"])
+def test_second_derivatives(name: str, taken: list[int]) -> None:
     torch.manual_seed(0)
-    net, x = fastscore.ScoreMLP(dim=3, width=32, depth=2), torch.ones(ROWS, 3)
-    loss = fastscore.denoising_score_matching(net, x, sigma=0.5, seed=1)
-    first = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
-    second = torch.autograd.grad(sum(f.square().sum() for f in first), list(net.parameters()))
+    net = NETWORKS[name]()
+
+    def second(dtype: torch.dtype) -> list[Tensor]:
+        fn, x = net.to(dtype).score if "energy" in name else net.to(dtype), torch.ones(ROWS, 3, dtype=dtype)
+        loss = fastscore.denoising_score_matching(fn, x, sigma=0.5, seed=1)
+        parameters = list(net.parameters())
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        squares = sum(f.square().sum() for f in first if f is not None)
+        return [g for g in torch.autograd.grad(squares, parameters, allow_unused=True) if g is not None]
+
+    made_second = second(torch.float32)
     assert taken
-    double = net.double()
-    loss = fastscore.denoising_score_matching(double, x.double(), sigma=0.5, seed=1)
-    first = torch.autograd.grad(loss, list(double.parameters()), create_graph=True)
-    exact = torch.autograd.grad(sum(f.square().sum() for f in first), list(double.parameters()))
-    for made, e in zip(second, exact, strict=True):
+    for made, e in zip(made_second, second(torch.float64), strict=True):
         assert (made.double() - e).abs().max() <= 2e-5 * e.abs().max().clamp(min=1)
