@@ -155,7 +155,10 @@ def evaluate(score_fn: Score, x: Tensor, cond: Tensor | None = None) -> Tensor:
     if not isinstance(score, Tensor):
         raise TypeError(f"score_fn must return a tensor, got {type(score).__name__}")
     if score.shape != x.shape:
-        raise ValueError(f"score_fn must return a tensor of the shape of x {list(x.shape)}, got {list(score.shape)}")
+        energy = "; of an energy, give minus its gradient, such as EnergyMLP.score" if score.numel() == len(x) else ""
+        raise ValueError(
+            f"score_fn must return a tensor of the shape of x {list(x.shape)}, got {list(score.shape)}{energy}"
+        )
     if not score.is_floating_point():
         raise TypeError(f"score_fn must return a floating point tensor, got {score.dtype}")
     same_device("the score", score, "x", x)

@@ -19,7 +19,6 @@ from fastscore._structured import Plan, Request, features
 from fastscore._watch import Watch
 from fastscore.divergence import energies
 from fastscore.ops import mlp as ops
-from fastscore.ops import mlp_tiles
 from fastscore.reference import mlp as reference
 
 
@@ -157,15 +156,11 @@ def _recognised(plan: Plan, reading: reader.Reading, x: Tensor, how: Request) ->
     backend, why, rows = "torch", plan.why, _structured.piece_rows(reading, x, how)
     if rows is None:
         probes = None if plan.exact else ops.Probes(0, how.n_probes, how.probe)
-        runner = ops.runner(
+        runner, rows = ops.runner(
             reading.mlp, x.flatten(1), reading.shifts, energy=reading.is_energy, probes=probes, weight=how.weight
         )
         if runner in _KERNELS:
             backend, why = "triton", f"{why}; {_KERNELS[runner]}"
-        columns = {"closed-form": 1, "hutchinson-dual": how.n_probes}.get(plan.method, d)
-        if plan.method == "tangents":
-            columns = len(reference.circuit(mlp, reference.inlet(mlp, weight)).entry)
-        rows = min(batch, mlp_tiles.tile_rows(x, reading.mlp, columns)) if runner == "tiles" else batch
     return Explanation(plan.method, _structure(reading), backend, rows, *costs, why)
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops import _cpu_layers, _dispatch, noise
+from fastscore.ops import _cpu_layers, _dispatch, mlp_tiles, noise
 from fastscore.ops.mlp_denoising import Denoising, Residual
 from fastscore.ops.mlp_functions import Loss, Terms, transformed
 from fastscore.ops.mlp_problem import Outputs, Problem, Weights
@@ -175,17 +175,19 @@ def runner(
     energy: bool = False,
     probes: Probes | None = None,
     weight: Tensor | None = None,
-) -> str:
-    """Return what the functions above would run for these arguments.
+) -> tuple[str, int]:
+    """Return what the functions above would run for these arguments, and for how many rows at a time.
 
     "mlp", "mlp_whole" or "mlp_layers": kernels, by module; "tiles": hand-written passes in tiles; "reference": plain
     torch, the whole batch at once.
     """
     problem = _problem(mlp, x, energy=energy, probes=probes)
     if not _fusable(problem, x, _flat(mlp, shifts, weight)):
-        return "reference"
-    kernels = problem.kernels(mlp, x)
-    return "tiles" if kernels is None else kernels.__name__.rpartition(".")[2]
+        return "reference", len(x)
+    if (kernels := problem.kernels(mlp, x)) is not None:
+        return kernels.__name__.rpartition(".")[2], len(x)
+    with torch.no_grad():
+        return "tiles", min(len(x), mlp_tiles.rows(x, mlp, problem.form(mlp, x, weight)))
 
 
 def denoises(x: Tensor) -> bool:

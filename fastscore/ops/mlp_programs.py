@@ -19,6 +19,11 @@ def width(mlp: MLP, columns: int) -> int:
     return max(*mlp.widths, mlp.dim) * max(1, columns)
 
 
+def rows(mlp: MLP, form: Form) -> int:
+    """Rows of a tile."""
+    return _cpu_program.rows(width(mlp, form.columns))
+
+
 def serve(mlp: MLP, x: Tensor, form: Form) -> bool:
     """Whether all that is done to tiles of x is compiled."""
     if not form.recorded or len(x) < _cpu_program.ROWS or not _cpu_build.tuned():
@@ -31,13 +36,13 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
     mlp, x, shifts = _in_rows(mlp, x, shifts)
     widths = (len(mlp.weights[-1]), *form.widths)
     outputs = tuple(x.new_empty(len(x), width) if width else x.new_empty(len(x)) for width in widths)
-    arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), _cpu_program.rows(width(mlp, form.columns))
+    arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), rows(mlp, form)
 
     def record(recorder: Recorder) -> None:
-        own, rows = copy.copy(form), slice(0, tile)
-        out, _, jets = ascend(mlp, x[rows], shifts, rows, own.order, recorder)
-        for output, made in zip(outputs, (out, *own.value(rows, jets, recorder)), strict=True):
-            recorder.mix(*(array.view(len(array), -1) for array in (output[rows], made)))
+        own, first = copy.copy(form), slice(0, tile)
+        out, _, jets = ascend(mlp, x[first], shifts, first, own.order, recorder)
+        for output, made in zip(outputs, (out, *own.value(first, jets, recorder)), strict=True):
+            recorder.mix(*(array.view(len(array), -1) for array in (output[first], made)))
 
     program = _cpu_program.program(("evaluate", _key(mlp, form)), arrays, tile, record)
     _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, form.noise, mlp_passes.kept(x, mlp)))
@@ -57,7 +62,7 @@ def differentiate(
     mlp, x, shifts = _in_rows(mlp, x, shifts)
     sought = Sought(mlp, x, shifts, form, upstream, wanted, scale)
     arrays = _arrays(mlp, form, (x, *shifts, *upstream.arrays, *sought.batch.values()))
-    tile = _cpu_program.rows(width(mlp, form.columns))
+    tile = rows(mlp, form)
     summed = tuple((key, tensor.shape) for key, tensor in sought.summed.items())
 
     def record(recorder: Recorder) -> None:

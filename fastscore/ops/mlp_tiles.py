@@ -29,6 +29,13 @@ def tile_rows(x: Tensor, mlp: MLP, columns: int) -> int:
     return _cpu_threads.share(x, rows, width)
 
 
+def rows(x: Tensor, mlp: MLP, form: Form) -> int:
+    """Rows of a tile as the functions below choose them."""
+    if mlp_programs.serve(mlp, x, form):
+        return mlp_programs.rows(mlp, form)
+    return tile_rows(x, mlp, form.columns)
+
+
 def tiles(part: slice, size: int) -> Iterator[slice]:
     """Slices of `size` rows of a part of the batch."""
     return (slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size))
