@@ -124,6 +124,7 @@ IN_NETWORKS = [
     Mutant(23, "trace: weights of the samples", FORMS, "[through, _weighted(self.carried, g, scratch)]", "[through, self.carried]", MLP),
     Mutant(48, "probes: residual tangent", FORMS, "_add(tangents, self.tangents[-1], scratch)", "pass", MLP),
     Mutant(9, "program: step of a condition's rows", PROGRAM, "t.stride(0)) for t in self.batch", "t[0].numel()) for t in self.batch", (CP + "test_conditions_that_all_rows_share_or_none_do",)),
+    Mutant(25, "program: one address, two arrays", "fastscore/ops/mlp_programs.py", " or _ambiguous(mlp, x, shifts):", ":", (CP + "test_a_condition_that_shares_memory_with_what_it_is_added_to",)),
     Mutant(25, "program: of any tied weights", PROGRAM, "t.stride(), met.setdefault(t.data_ptr(), i))", "t.stride(), 0)", (CP + "test_tied_weights_have_a_program_of_their_own",)),
     Mutant(4, "program: rows of the last tile", "fastscore/ops/_cpu_source_program.py", "end - row < tile ? end - row : tile", "tile", (CP + "test_any_number_of_rows",)),
     Mutant(29, "program: noise of the tile, not of the row", "fastscore/ops/_cpu_source_program.py", "(u32)n[1], (u32)n[2], first + row);\n          break;", "(u32)n[1], (u32)n[2], first);\n          break;", (CP + "test_values_without_gradients",)),

@@ -107,7 +107,7 @@ def recording(recorder: Any) -> Iterator[None]:
 @functools.lru_cache(maxsize=64)
 def zeros(width: int) -> Tensor:
     """No bias."""
-    return torch.zeros(width)
+    return torch.zeros(width, dtype=torch.float32, device="cpu")
 
 
 def layers(x: Tensor, elements: int) -> Layers | None:

@@ -226,7 +226,8 @@ class Program:
         self, part: slice, arrays: Arrays, noise: Noise | None, room: Callable[..., Tensor]
     ) -> tuple[Tensor, list[float]]:
         """The sums and the numbers of some samples; what else the program makes is in the arrays."""
-        arena, sums = room("program", self.size + _ALIGNED // 4), torch.zeros(self.total_size)
+        arena = room("program", self.size + _ALIGNED // 4)
+        sums = torch.zeros(self.total_size, dtype=arena.dtype, device=arena.device)
         begin = -(-arena.data_ptr() // _ALIGNED) * _ALIGNED
         given = [(0, 0), (begin, 0), (sums.data_ptr(), 0), *arrays.slots()]
         given += [(constant.data_ptr(), 0) for constant in self.constants]

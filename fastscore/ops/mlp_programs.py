@@ -24,9 +24,9 @@ def rows(mlp: MLP, form: Form) -> int:
     return _cpu_program.rows(width(mlp, form.columns))
 
 
-def serve(mlp: MLP, x: Tensor, form: Form) -> bool:
+def serve(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> bool:
     """Whether all that is done to tiles of x is compiled."""
-    if not form.recorded or len(x) < _cpu_program.ROWS or not _cpu_build.tuned():
+    if not form.recorded or len(x) < _cpu_program.ROWS or not _cpu_build.tuned() or _ambiguous(mlp, x, shifts):
         return False
     return all(map(_cpu_layers.knows, mlp.activations)) and bool(_cpu_layers.layers(x, len(x) * max(mlp.widths)))
 
@@ -74,6 +74,13 @@ def differentiate(
     parts = _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, noise, mlp_passes.kept(x, mlp)))
     upstream.settle([sum(numbers) for numbers in zip(*(numbers for _, numbers in parts), strict=True)])
     return sought.result([sums for sums, _ in parts])
+
+
+def _ambiguous(mlp: MLP, x: Tensor, shifts: Shifts) -> bool:
+    """Whether one address is that of rows here and of something shared there, as of x and a condition that is x[0]."""
+    shared = [(t.data_ptr(), 0) for t in (*mlp.weights, *mlp.biases) if t is not None]
+    steps = dict(shared)
+    return any(steps.setdefault(t.data_ptr(), t.stride(0)) != t.stride(0) for t in (x, *shifts) if t is not None)
 
 
 def _key(mlp: MLP, form: Form) -> Hashable:

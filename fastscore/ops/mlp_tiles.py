@@ -31,9 +31,8 @@ def tile_rows(x: Tensor, mlp: MLP, columns: int) -> int:
 
 def rows(x: Tensor, mlp: MLP, form: Form) -> int:
     """Rows of a tile as the functions below choose them."""
-    if mlp_programs.serve(mlp, x, form):
-        return mlp_programs.rows(mlp, form)
-    return tile_rows(x, mlp, form.columns)
+    served = mlp_programs.serve(mlp, x, (), form)
+    return mlp_programs.rows(mlp, form) if served else tile_rows(x, mlp, form.columns)
 
 
 def tiles(part: slice, size: int) -> Iterator[slice]:
@@ -43,7 +42,7 @@ def tiles(part: slice, size: int) -> Iterator[slice]:
 
 def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, ...]:
     """Return the network's output and the form's values, without gradients."""
-    if mlp_programs.serve(mlp, x, form):
+    if mlp_programs.serve(mlp, x, shifts, form):
         return mlp_programs.evaluate(mlp, x, shifts, form)
     size = tile_rows(x, mlp, form.columns)
 
@@ -78,7 +77,7 @@ def differentiate(
         wanted: like what, by key: ("x", 0), ("shift", l), ("weight", l), ("bias", l), ("form", i).
         scale: multiplies what `upstream` says of the form's values.
     """
-    if mlp_programs.serve(mlp, x, form):
+    if mlp_programs.serve(mlp, x, shifts, form):
         return mlp_programs.differentiate(mlp, x, shifts, form, upstream, wanted, scale)
     size, sought = tile_rows(x, mlp, form.columns), Sought(mlp, x, shifts, form, upstream, wanted, scale)
 

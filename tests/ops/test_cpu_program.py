@@ -152,6 +152,32 @@ def test_conditions_that_all_rows_share_or_none_do() -> None:
         assert_close(made(mlp, x, (None, shift, None)), exact(mlp, x, (None, shift, None)))
 
 
+def test_a_condition_that_shares_memory_with_what_it_is_added_to() -> None:
+    """Every row of it the first of x, or of a bias; or x itself."""
+    mlp, x = network(2, dim=6, outputs=6), data(20, 6)
+    for shift in (
+        x,
+        x[:1].expand(20, 6),
+        mlp.biases[0].detach().expand(20, 6),
+        mlp.weights[1].detach()[:1].expand(20, 6),
+    ):
+        assert_close(made(mlp, x, (shift, None, None)), exact(mlp, x, (shift, None, None)))
+
+
+def test_torchs_defaults_are_left_alone() -> None:
+    mlp, x = network(2), data(20)
+    mlp = replace(mlp, biases=(None, *mlp.biases[1:]))
+    wanted = made(mlp, x)
+    _cpu_layers.zeros.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = made(mlp, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_points_and_gradients_of_any_layout() -> None:
     mlp = network(3, residual=True)
     for x in (data(60)[::3], data(3, 20).t(), data(1).expand(20, 3), data(20, 5)[:, 1:4]):
