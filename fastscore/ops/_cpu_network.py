@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fastscore.ops import _cpu_build, _cpu_chain
 from fastscore.reference.mlp import MLP, Shifts
 
-_KINDS = {"silu": 1, "tanh": 2, "softplus": 3, "gelu_tanh": 4, "softsign": 5}  # as the source numbers them
+_KINDS = {"silu": 1, "tanh": 2, "softplus": 3, "gelu_tanh": 4, "softsign": 5, "gelu": 6}  # as the source numbers them
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ product (a shift, the activation, the residual) is done in registers.
 
 NETWORK = r"""
 enum { R = 6 };
-enum { LINEAR, SILU, TANH, SOFTPLUS, GELU_TANH, SOFTSIGN };
+enum { LINEAR, SILU, TANH, SOFTPLUS, GELU_TANH, SOFTSIGN, GELU };
 
 static inline vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 
@@ -58,6 +58,26 @@ static inline vf softplus_of(vf x) {
   return choose(x > ALL(0.0f), x + log, log);
 }
 
+/* z P(z) as `gelu` among the layers has it. */
+static inline vf gelu_of(vf z) {
+  vf y = choose(z < ALL(-13.0f), ALL(-13.0f), z);
+  y = choose(y > ALL(13.0f), ALL(13.0f), y);
+  const vf y2 = y * y, p = ALL(0.398942280f) * exp_of(ALL(-0.5f) * y2);
+  const vf w = ALL(1.0f) / FMA(ALL(0.4f), (vf)((vi)y & 0x7FFFFFFF), ALL(1.0f));
+  vf tail = FMA(ALL(0.174295768f), w, ALL(-0.476170570f)), near = FMA(ALL(-6.80949051e-6f), y2, ALL(1.11041125e-4f));
+  tail = FMA(tail, w, ALL(0.273019046f));
+  tail = FMA(tail, w, ALL(0.134631053f));
+  tail = FMA(tail, w, ALL(0.349698007f));
+  tail = FMA(tail, w, ALL(0.398625612f));
+  tail = FMA(tail, w, ALL(0.400057286f)) * w * p;
+  near = FMA(near, y2, ALL(-1.18383719e-3f));
+  near = FMA(near, y2, ALL(9.97228269e-3f));
+  near = FMA(near, y2, ALL(-6.64902106e-2f));
+  near = FMA(near, y2, ALL(0.398942262f));
+  const vf far = choose(y < ALL(0.0f), tail, ALL(1.0f) - tail);
+  return choose(z < y, y, z) * choose(y2 < ALL(1.5f), FMA(near, y, ALL(0.5f)), far);
+}
+
 static inline vf activate(vf z, int kind) {
   switch (kind) {
     case SILU: return z / (ALL(1.0f) + exp_of(-z));
@@ -67,6 +87,7 @@ static inline vf activate(vf z, int kind) {
       const vf inner = ALL(0.797884561f) * FMA(ALL(0.044715f) * z * z, z, z);
       return ALL(0.5f) * z * (ALL(1.0f) + tanh_of(inner));
     }
+    case GELU: return gelu_of(z);
     case SOFTSIGN: return z / (ALL(1.0f) + (vf)((vi)z & 0x7FFFFFFF));
     default: return z;
   }

@@ -30,7 +30,7 @@ def jets(layers, name: str, z: torch.Tensor, order: int = 3, bias: torch.Tensor 
 
 
 def test_the_usual_activations_are_known():
-    assert {"silu", "tanh", "softplus", "softsign"} == set(NAMES)
+    assert {"silu", "tanh", "softplus", "softsign", "gelu", "gelu_tanh"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,7 +52,7 @@ def packed(net: nn.Module, x: Tensor, *cond: Tensor) -> _cpu_network.Network:
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
-@pytest.mark.parametrize("name", ["silu", "tanh", "softplus", "gelu_tanh", "softsign"])
+@pytest.mark.parametrize("name", ["silu", "tanh", "softplus", "gelu_tanh", "softsign", "gelu"])
 def test_the_value_is_as_accurate_as_pytorchs(name: str, scale: float) -> None:
     net, x = built(name), scale * X
     cond = torch.linspace(0.5, 2, len(x)).unsqueeze(1)
@@ -77,7 +77,7 @@ def test_every_shape(n: int, dim: int, width: int) -> None:
 
 @torch.no_grad()
 def test_large_and_lost_preactivations() -> None:
-    for name in ("silu", "tanh", "softplus", "gelu_tanh", "softsign"):
+    for name in ("silu", "tanh", "softplus", "gelu_tanh", "softsign", "gelu"):
         net, cond = built(name), torch.ones(300, 1)
         x = X.clone()
         x[5], x[6], x[7] = 1e30, -1e30, torch.nan
