@@ -14,8 +14,7 @@ static inline vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) |
 
 /* exp(x), x held to [-87, 88]; NaN stays NaN. */
 static inline vf exp_of(vf x) {
-  x = choose(x < ALL(-87.0f), ALL(-87.0f), x);
-  x = choose(x > ALL(88.0f), ALL(88.0f), x);
+  x = SMALLER(ALL(88.0f), LARGER(ALL(-87.0f), x));
   const vf shifted = FMA(x, ALL(1.44269504089f), ALL(12582912.0f)), n = shifted - ALL(12582912.0f);
   const vf r = FMA(n, ALL(2.12194440e-4f), FMA(n, ALL(-0.693359375f), x));
   vf p = FMA(ALL(1.9875691500e-4f), r, ALL(1.3981999507e-3f));
@@ -60,8 +59,7 @@ static inline vf softplus_of(vf x) {
 
 /* z P(z) as `gelu` among the layers has it. */
 static inline vf gelu_of(vf z) {
-  vf y = choose(z < ALL(-13.0f), ALL(-13.0f), z);
-  y = choose(y > ALL(13.0f), ALL(13.0f), y);
+  const vf y = SMALLER(ALL(13.0f), LARGER(ALL(-13.0f), z));
   const vf y2 = y * y, p = ALL(0.398942280f) * exp_of(ALL(-0.5f) * y2);
   const vf w = ALL(1.0f) / FMA(ALL(0.4f), (vf)((vi)y & 0x7FFFFFFF), ALL(1.0f));
   vf tail = FMA(ALL(0.174295768f), w, ALL(-0.476170570f)), near = FMA(ALL(-6.80949051e-6f), y2, ALL(1.11041125e-4f));

@@ -11,16 +11,22 @@ PRODUCTS = r"""
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 #define FMA(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define LARGER(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b))) /* b where either is NaN */
+#define SMALLER(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 enum { MROWS = 8 };
 #elif defined(__AVX2__) && defined(__FMA__)
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 #define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define LARGER(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define SMALLER(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
 enum { MROWS = 6 };
 #else
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 #define FMA(a, b, c) ((a) * (b) + (c))
+#define LARGER(a, b) choose((a) > (b), a, b)
+#define SMALLER(a, b) choose((a) < (b), a, b)
 enum { MROWS = 6 };
 #endif
 #define ALL(x) ((x) - (vf){0})
