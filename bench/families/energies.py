@@ -104,6 +104,10 @@ FAMILY = Family(
         "fastscore, exact": _ours(
             lambda m, x: lambda: fastscore.implicit_score_matching(m.score, x, trace="exact")  # type: ignore
         ),
+        "fastscore, denoising": _ours(
+            lambda m, x: lambda: fastscore.denoising_score_matching(m.score, x, sigma=losses.SIGMA),  # type: ignore
+            "denoising",
+        ),
         "fastscore, sliced (5)": _ours(
             lambda m, x: lambda: fastscore.sliced_score_matching(m.score, x, n_probes=PROJECTIONS),  # type: ignore
             "sliced",
