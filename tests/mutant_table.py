@@ -112,6 +112,8 @@ IN_THE_STEP = [
     Mutant(20, "whole networks: residual tangent", "kernels/fastscore_kernels/mlp_whole_forward.py", "t = slopes[layer] * q + t if RESIDUALS[layer] else slopes[layer] * q\n        if PROBE", "t = slopes[layer] * q\n        if PROBE", ("tests/kernels/test_mlp_whole.py::test_values_match_brute_force",)),
     Mutant(4, "whole networks: rows past the last", "kernels/fastscore_kernels/mlp_whole_forward.py", "inside = (rows < n_rows - first) & (units[:, None] < N)", "inside = (rows < n_rows - first) | (units[:, None] < N)", ("tests/kernels/test_mlp_whole.py::test_values_match_brute_force",)),
     Mutant(29, "whole networks: probes of the program, not of the sample", "kernels/fastscore_kernels/mlp_whole_forward.py", "probes.tile(key_low, key_high, first_chain + first + rows,", "probes.tile(key_low, key_high, first_chain + rows,", ("tests/kernels/test_mlp_whole.py::test_values_match_brute_force",)),
+    Mutant(20, "energies in compiled code: slopes of another layer", "fastscore/ops/_cpu_source_network.py", "(net->n_layers - 2 - l) * layer_size", "(turn - 1) * layer_size", ("tests/ops/test_cpu_network.py::test_every_shape_of_an_energy",)),
+    Mutant(20, "energies in compiled code: sign", "fastscore/ops/_cpu_network.py", "top=-mlp.weights[-1][0]", "top=mlp.weights[-1][0]", ("tests/ops/test_cpu_network.py::test_every_shape_of_an_energy",)),
     Mutant(48, "whole networks: every probe the first", "kernels/fastscore_kernels/mlp_whole_forward.py", "features, D, PROBE, k)", "features, D, PROBE, 0)", ("tests/kernels/test_mlp_whole.py::test_values_match_brute_force",)),
     Mutant(33, "triton: tuned at run time", TRITON, "@triton.jit\ndef philox(", "@triton.autotune([], [])\n@triton.jit\ndef philox(", RULES),
 ]

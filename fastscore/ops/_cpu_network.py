@@ -22,14 +22,16 @@ _KINDS = {"silu": 1, "tanh": 2, "softplus": 3, "gelu_tanh": 4, "softsign": 5, "g
 
 @dataclass(frozen=True)
 class Network:
-    """`c_out net(c_in x) + c_skip x`, packed for the kernels by `pack`."""
+    """`c_out net(c_in x) + c_skip x`, or minus the gradient of an energy, packed for the kernels by `pack`."""
 
-    sizes: tuple[int, ...]  # D, H_1, ..., H_L, D
+    sizes: tuple[int, ...]  # D, H_1, ..., H_L, D; of an energy D, H_1, ..., H_L, ..., H_1, D
     kinds: tuple[int, ...]
     residuals: tuple[bool, ...]
     panels: Tensor
     shifts: Tensor | None  # [sum of all layers' outputs, rows], rows B and what fills the last block
     scales: Tensor | None  # [3, rows]
+    turn: int = 0  # hidden layers of an energy, whose other layers are their transposes; 0 for a score
+    top: Tensor | None = None  # [H_L], minus the weights of an energy's output
 
     def constants(self) -> tuple[object, ...]:
         """What the kernels take it as."""
@@ -41,6 +43,8 @@ class Network:
             (ctypes.c_int * layers)(*self.residuals),
             *map(_cpu_build.pointer, (self.panels, self.shifts, self.scales)),
             ctypes.c_uint64(0 if rows is None else rows.shape[1]),
+            ctypes.c_int(self.turn),
+            _cpu_build.pointer(self.top),
         )
 
     def work(self) -> int:
@@ -48,33 +52,47 @@ class Network:
         return max(1, self.panels.numel() // (16 * self.sizes[0]))
 
 
-def pack(mlp: MLP, x: Tensor, shifts: Shifts = (), scales: Sequence[Tensor | None] = ()) -> Network | None:
+def pack(
+    mlp: MLP, x: Tensor, shifts: Shifts = (), scales: Sequence[Tensor | None] = (), *, energy: bool = False
+) -> Network | None:
     """The network for rows of x, or None where nothing compiled can run it.
 
     Args:
-        mlp: the network of a score, of the dtype and device of x.
+        mlp: the network of a score, or of an energy, of the dtype and device of x.
         x: `[B, D]`.
         shifts: one `[B, H_l]`, `[1, H_l]` or None for each of the linear layers, or `()`.
-        scales: c_in, c_out and c_skip, each `[B, 1]`, `[1, 1]` or None, or `()`.
+        scales: c_in, c_out and c_skip of a score, each `[B, 1]`, `[1, 1]` or None, or `()`.
+        energy: the network is an energy's, whose score is asked for.
     """
     if not set(mlp.activations) <= set(_KINDS) or (found := _cpu_chain.library(x)) is None:
         return None
+    if energy and (any(mlp.residuals) or any(scale is not None for scale in scales)):
+        return None
+    hidden = len(mlp.weights) - energy
+    layers = list(zip(mlp.weights, mlp.biases, shifts or (None,) * len(mlp.weights), strict=True))[:hidden]
+    kinds = [*(_KINDS[name] for name in mlp.activations), 0]
+    if energy:
+        layers += [(weight.t(), None, None) for weight in reversed(mlp.weights[:-1])]
+        kinds[-1:] = [0] * hidden
     panel, panels, added = found.network_panel(), [], []
     with torch.no_grad():
-        for weight, bias, shift in zip(mlp.weights, mlp.biases, shifts or (None,) * len(mlp.weights), strict=True):
+        for weight, bias, shift in layers:
             first = weight.new_zeros(len(weight)) if bias is None else bias
             if shift is not None and (len(shift) == 1 or shift.stride(0) == 0):
                 first, shift = first + shift[0], None
             added.append(shift)
             rows = F.pad(torch.cat([first.unsqueeze(1), weight], 1), (0, 0, 0, -len(weight) % panel))
             panels.append(rows.view(-1, panel, rows.shape[1]).transpose(1, 2).flatten())
+        widths = [len(weight) for weight, _, _ in layers]
         return Network(
-            sizes=(x.shape[1], *map(len, mlp.weights)),
-            kinds=(*(_KINDS[name] for name in mlp.activations), 0),
-            residuals=(*mlp.residuals, False),
+            sizes=(x.shape[1], *widths),
+            kinds=tuple(kinds),
+            residuals=(False,) * len(kinds) if energy else (*mlp.residuals, False),
             panels=torch.cat(panels),
-            shifts=_columns(x, added, list(map(len, mlp.weights)), [0.0] * len(added)),
+            shifts=_columns(x, added[:hidden], widths[:hidden], [0.0] * hidden),
             scales=_columns(x, scales, [1, 1, 1], [1.0, 1.0, 0.0]),
+            turn=hidden if energy else 0,
+            top=-mlp.weights[-1][0] if energy else None,
         )
 
 

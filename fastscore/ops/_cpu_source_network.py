@@ -3,7 +3,8 @@
 A group of G chains, two vectors wide, goes through all layers before the next one does: its activations stay in the
 first-level cache, and the weights stream through once a group. They come packed in panels of R outputs,
 `[bias of R, then for every input the R weights]`, which one kernel of R x 2 accumulators multiplies; what follows a
-product (a shift, the activation, the residual) is done in registers.
+product (a shift, the activation, the residual) is done in registers. An energy's score comes back down through the
+transposed weights, `-dE/dx = W_1' (d_1 a_1)`, `a_{l-1} = W_l' (d_l a_l)`, with the slopes `d_l` kept on the way up.
 """
 
 NETWORK = r"""
@@ -57,8 +58,8 @@ static inline vf softplus_of(vf x) {
   return choose(x > ALL(0.0f), x + log, log);
 }
 
-/* z P(z) as `gelu` among the layers has it. */
-static inline vf gelu_of(vf z) {
+/* z P(z) and its slope P(z) + z p(z), as `gelu` among the layers has them. */
+static inline vf gelu_of(vf z, vf *slope) {
   const vf y = SMALLER(ALL(13.0f), LARGER(ALL(-13.0f), z));
   const vf y2 = y * y, p = ALL(0.398942280f) * exp_of(ALL(-0.5f) * y2);
   const vf w = ALL(1.0f) / FMA(ALL(0.4f), (vf)((vi)y & 0x7FFFFFFF), ALL(1.0f));
@@ -73,27 +74,53 @@ static inline vf gelu_of(vf z) {
   near = FMA(near, y2, ALL(-6.64902106e-2f));
   near = FMA(near, y2, ALL(0.398942262f));
   const vf far = choose(y < ALL(0.0f), tail, ALL(1.0f) - tail);
-  return choose(z < y, y, z) * choose(y2 < ALL(1.5f), FMA(near, y, ALL(0.5f)), far);
+  const vf c = choose(y2 < ALL(1.5f), FMA(near, y, ALL(0.5f)), far);
+  if (slope) *slope = FMA(y, p, c);
+  return choose(z < y, y, z) * c;
 }
 
-static inline vf activate(vf z, int kind) {
+/* phi(z), and phi'(z) if it is asked for. */
+INLINE vf activate(vf z, int kind, vf *slope) {
   switch (kind) {
-    case SILU: return z / (ALL(1.0f) + exp_of(-z));
-    case TANH: return tanh_of(z);
-    case SOFTPLUS: return softplus_of(z);
-    case GELU_TANH: {
-      const vf inner = ALL(0.797884561f) * FMA(ALL(0.044715f) * z * z, z, z);
-      return ALL(0.5f) * z * (ALL(1.0f) + tanh_of(inner));
+    case SILU: {
+      const vf d = ALL(1.0f) + exp_of(-z);
+      if (slope) {
+        const vf s = ALL(1.0f) / d;
+        *slope = s * FMA(LARGER(ALL(-87.0f), z), ALL(1.0f) - s, ALL(1.0f));
+      }
+      return z / d;
     }
-    case GELU: return gelu_of(z);
-    case SOFTSIGN: return z / (ALL(1.0f) + (vf)((vi)z & 0x7FFFFFFF));
+    case TANH: {
+      const vf t = tanh_of(z);
+      if (slope) *slope = ALL(1.0f) - t * t;
+      return t;
+    }
+    case SOFTPLUS:
+      if (slope) *slope = ALL(1.0f) / (ALL(1.0f) + exp_of(-z));
+      return softplus_of(z);
+    case GELU_TANH: {
+      const vf y = SMALLER(ALL(10.0f), LARGER(ALL(-10.0f), z)), y2 = y * y;
+      const vf t = tanh_of(ALL(0.797884561f) * FMA(ALL(0.044715f) * y2, y, y)), s = ALL(0.5f) * (ALL(1.0f) + t);
+      if (slope) {
+        const vf inner = ALL(0.797884561f) * FMA(ALL(0.134145f), y2, ALL(1.0f));
+        *slope = FMA(ALL(0.5f) * y * (ALL(1.0f) - t * t), inner, s);
+      }
+      return LARGER(ALL(-10.0f), z) * s;
+    }
+    case GELU: return gelu_of(z, slope);
+    case SOFTSIGN: {
+      const vf r = ALL(1.0f) / (ALL(1.0f) + (vf)((vi)z & 0x7FFFFFFF));
+      if (slope) *slope = r * r;
+      return z * r;
+    }
     default: return z;
   }
 }
 
-/* out [n_out][G] = phi(W h + b (+ shift)) (+ h) for one group of chains; h is [n_in][G], shift [n_out][rows]. */
+/* out [n_out][G] = phi(W h + b (+ shift)) (+ h) for one group of chains; h is [n_in][G], shift [n_out][rows]; the
+   slopes phi'(W h + b (+ shift)) where there is room for them. */
 static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int kind, int residual, const float *shift,
-                  u64 rows, vf *restrict out) {
+                  u64 rows, vf *restrict out, vf *restrict slopes) {
   for (int m = 0; m < n_out; m += R) {
     vf sum[R][2];
     for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = ALL(w[r]);
@@ -113,7 +140,7 @@ static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int
       for (int half = 0; half < 2; half++) {
         vf z = made[r][half], added;
         if (shift) { memcpy(&added, shift + (u64)(m + r) * rows + half * V, sizeof added); z += added; }
-        z = activate(z, kind);
+        z = activate(z, kind, slopes ? &slopes[2 * (m + r) + half] : 0);
         out[2 * (m + r) + half] = residual ? z + h[2 * (m + r) + half] : z;
       }
   }
@@ -121,24 +148,36 @@ static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int
 
 /* What a chain needs of a network: its packed panels; the numbers of inputs and outputs of its layers, `sizes`; shifts
    [sum of all outputs][rows] of the layers' preactivations and scales [3][rows] (of the input, of the output, of the
-   input added to it) for every chain, or null; rows is a multiple of G. */
+   input added to it) for every chain, or null; rows is a multiple of G. Of an energy, layers before `turn` are the
+   hidden ones, the others their transposes on the way down, and `top` is minus the output's weights. */
 typedef struct { int n_layers, widest; const int *sizes, *kinds, *residuals; const float *packed, *shifts, *scales;
-                 u64 rows; } Network;
+                 u64 rows; int turn; const float *top; } Network;
+
+/* h *= slopes, each unit times its weight in `top` if that is not null. */
+static void bend(vf *restrict h, const vf *restrict slopes, const float *top, int width) {
+  for (int m = 0; m < width; m++)
+    for (int half = 0; half < 2; half++) h[2 * m + half] = (top ? ALL(top[m]) : h[2 * m + half]) * slopes[2 * m + half];
+}
 
 static void network_score(const Source *source, u64 row, int n, const float *x, float *work, float *s) {
   const Network *net = source->constants;
-  const int dim = source->dim;
+  const int dim = source->dim, turn = net->turn;
+  const size_t layer_size = (size_t)net->widest * G;
   for (int from = 0; from < n; from += G) {
-    float *h = work, *out = h + net->widest * G;
+    float *h = work, *out = h + layer_size, *slopes = out + layer_size;
     const float *w = net->packed, *shift = net->shifts ? net->shifts + row + from : 0;
     const float *scale = net->scales ? net->scales + row + from : 0;
     for (int d = 0; d < dim; d++)
       for (int i = 0; i < G; i++) h[d * G + i] = scale ? scale[i] * x[d * W + from + i] : x[d * W + from + i];
     for (int l = 0; l < net->n_layers; l++) {
-      const int n_in = net->sizes[l], n_out = net->sizes[l + 1];
-      layer(w, (vf *)h, n_in, n_out, net->kinds[l], net->residuals[l], shift, net->rows, (vf *)out);
+      const int n_in = net->sizes[l], n_out = net->sizes[l + 1], up = l < turn;
+      if (turn && l == turn) bend((vf *)h, (vf *)(slopes + (turn - 1) * layer_size), net->top, n_in);
+      layer(w, (vf *)h, n_in, n_out, net->kinds[l], net->residuals[l], !turn || up ? shift : 0, net->rows, (vf *)out,
+            up ? (vf *)(slopes + l * layer_size) : 0);
+      if (turn && !up && l + 1 < net->n_layers)
+        bend((vf *)out, (vf *)(slopes + (net->n_layers - 2 - l) * layer_size), 0, n_out);
       w += (size_t)(n_out + R - 1) / R * R * (size_t)(n_in + 1);
-      if (shift) shift += (u64)n_out * net->rows;
+      if (shift && (!turn || up)) shift += (u64)n_out * net->rows;
       float *other = h; h = out; out = other;
     }
     for (int d = 0; d < dim; d++)

@@ -96,12 +96,13 @@ void double_well_target(Target *to, int dim, float barrier, float log_normaliser
 }
 
 void network_target(Target *to, int n_layers, const int *sizes, const int *kinds, const int *residuals,
-                    const float *packed, const float *shifts, const float *scales, u64 rows) {
+                    const float *packed, const float *shifts, const float *scales, u64 rows, int turn,
+                    const float *top) {
   int widest = 0;
   for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
-  to->of.network = (Network){n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows};
+  to->of.network = (Network){n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows, turn, top};
   to->source = (Source){network_score, sizes[0], &to->of.network};
-  to->work = 2 * (size_t)widest * G;
+  to->work = (2 + (size_t)turn) * (size_t)widest * G;
   to->log_prob = 0;
 }
 

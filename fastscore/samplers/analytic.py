@@ -28,7 +28,7 @@ def evaluate(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Tensor:
         packed = _packed(reading, flat)
         if packed is not None and (score := value(packed, flat)) is not None:
             return score.view(x.shape)
-        if len(x) >= _TILED_ROWS:
+        if len(x) >= _TILED_ROWS and reading.kind == "score":
             score = forward(reading.mlp, flat if reading.in_scale is None else reading.in_scale * flat, reading.shifts)
             score = score if reading.out_scale is None else score.mul_(reading.out_scale)
             return (score if reading.skip is None else score.addcmul_(reading.skip, flat)).view(x.shape)
@@ -81,13 +81,14 @@ def _network(score_fn: Any, x: Tensor, cond: Tensor | None) -> Reading | None:
     if len(x) < _COMPILED_ROWS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return None
     reading = read(score_fn, x, cond)
-    return reading if reading is not None and reading.kind == "score" else None
+    return reading if reading is not None and reading.kind in ("score", "energy_score") else None
 
 
 def _packed(reading: Reading, x: Tensor, rows: int | None = None) -> _cpu_network.Network | None:
     shifts = tuple(None if shift is None else shift[:rows] for shift in reading.shifts)
-    scales = (reading.in_scale, reading.out_scale, reading.skip)
-    return _cpu_network.pack(reading.mlp, x, shifts, [None if c is None else c[:rows] for c in scales])
+    given = (reading.in_scale, reading.out_scale, reading.skip)
+    scales = tuple(None if scale is None else scale[:rows] for scale in given)
+    return _cpu_network.pack(reading.mlp, x, shifts, scales, energy=reading.kind == "energy_score")
 
 
 def _owner(method: Any, name: str, x: Tensor) -> Any:

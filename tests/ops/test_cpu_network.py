@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore import noise
-from fastscore.networks import ScoreMLP
+from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.ops import _cpu_build, _cpu_network, _cpu_target
 from fastscore.reader import read
 from fastscore.samplers import analytic
 
 X = 2 * noise.normal((300, 3), seed=0, stream=5)
+ACTIVATIONS = ["silu", "tanh", "softplus", "gelu_tanh", "softsign", "gelu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,10 +43,11 @@ class Wrapped(nn.Module):
 def built(name: str) -> nn.Module:
     torch.manual_seed(3)
     kinds = {"silu": nn.SiLU(), "tanh": nn.Tanh(), "softplus": nn.Softplus(), "softsign": nn.Softsign()}
-    return Wrapped(kinds.get(name) or nn.GELU("tanh"))
+    kinds |= {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh")}
+    return Wrapped(kinds[name])
 
 
-def packed(net: nn.Module, x: Tensor, *cond: Tensor) -> _cpu_network.Network:
+def packed(net: Any, x: Tensor, *cond: Tensor) -> _cpu_network.Network:
     found = analytic.compiled(net, x, *cond or (None,))
     assert isinstance(found, _cpu_network.Network)
     return found
@@ -52,7 +55,7 @@ def packed(net: nn.Module, x: Tensor, *cond: Tensor) -> _cpu_network.Network:
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
-@pytest.mark.parametrize("name", ["silu", "tanh", "softplus", "gelu_tanh", "softsign", "gelu"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_value_is_as_accurate_as_pytorchs(name: str, scale: float) -> None:
     net, x = built(name), scale * X
     cond = torch.linspace(0.5, 2, len(x)).unsqueeze(1)
@@ -60,6 +63,45 @@ def test_the_value_is_as_accurate_as_pytorchs(name: str, scale: float) -> None:
     exact = net.double()(x.double(), cond.double())
     errors = [(value - exact).norm() for value in (found, plain)]
     assert found is not None and float(errors[0]) <= 2 * float(errors[1]) + 1e-7 * float(exact.norm())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_score_of_an_energy_is_as_accurate_as_pytorchs(name: str, scale: float) -> None:
+    torch.manual_seed(3)
+    net, x = EnergyMLP(3, 37, 3, name, cond_dim=1), scale * X
+    cond = torch.linspace(0.5, 2, len(x)).unsqueeze(1)
+    found, plain = _cpu_target.value(packed(net.score, x, cond), x), net.score(x, cond).detach()
+    exact = net.double().score(x.double(), cond.double()).detach()
+    errors = [(value - exact).norm() for value in (found, plain)]
+    assert found is not None and float(errors[0]) <= 2 * float(errors[1]) + 1e-7 * float(exact.norm())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_score_of_an_energy_where_activations_are_flat_or_lost(name: str) -> None:
+    net, x = EnergyMLP(3, 37, 2, name), X.clone()
+    x[5], x[6], x[7] = 1e12, -1e12, torch.nan
+    found, plain = _cpu_target.value(packed(net.score, x), x), net.score(x)
+    assert found is not None and bool(found[7].isnan().all()) and bool(found[:7].isfinite().all())
+    torch.testing.assert_close(found[:7], plain[:7], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "width", "depth"), [(1, 1, 1, 1), (17, 2, 6, 2), (64, 5, 64, 3), (65, 33, 130, 4)]
+)
+def test_every_shape_of_an_energy(n: int, dim: int, width: int, depth: int) -> None:
+    torch.manual_seed(width)
+    net, x = EnergyMLP(dim, width, depth), torch.randn(n, dim)
+    made = _cpu_network.pack(net.structure(), x, energy=True)
+    assert made is not None
+    torch.testing.assert_close(_cpu_target.value(made, x), net.score(x), rtol=1e-5, atol=1e-5)
+
+
+def test_energies_that_are_not_compiled() -> None:
+    """Residual layers, or scales around the score."""
+    net = EnergyMLP(3, 8, 2).structure()
+    assert _cpu_network.pack(replace(net, residuals=(False, True)), X, energy=True) is None
+    assert _cpu_network.pack(net, X, (), [torch.ones(1, 1), None, None], energy=True) is None
 
 
 @torch.no_grad()
@@ -77,7 +119,7 @@ def test_every_shape(n: int, dim: int, width: int) -> None:
 
 @torch.no_grad()
 def test_large_and_lost_preactivations() -> None:
-    for name in ("silu", "tanh", "softplus", "gelu_tanh", "softsign", "gelu"):
+    for name in ACTIVATIONS:
         net, cond = built(name), torch.ones(300, 1)
         x = X.clone()
         x[5], x[6], x[7] = 1e30, -1e30, torch.nan
@@ -87,14 +129,17 @@ def test_large_and_lost_preactivations() -> None:
         torch.testing.assert_close(found[:7], plain[:7], rtol=1e-4, atol=1e-5)
 
 
-def run(net: nn.Module, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
+def run(net: Any, x: Tensor, n_steps: int = 30, **options: Any) -> Any:
     return fastscore.langevin_dynamics(net, x, **{"step_size": 0.05, "n_steps": n_steps, "seed": 5} | options)
 
 
+@pytest.mark.parametrize("kind", [ScoreMLP, EnergyMLP])
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_chains_are_the_generic_ones(conditioned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_are_the_generic_ones(conditioned: bool, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    net = ScoreMLP(3, 40, 2, cond_dim=int(conditioned))
+    net = kind(3, 40, 2, cond_dim=int(conditioned))
+    score = net.score if kind is EnergyMLP else net
+    assert analytic.compiled(score, X, torch.zeros(300, 1) if conditioned else None) is not None
     options: dict[str, Any] = {
         "step_size": lambda k: 0.05 / (1 + k) * torch.ones(3),
         "temperature": lambda k: 1.0 + k,
@@ -103,9 +148,9 @@ def test_chains_are_the_generic_ones(conditioned: bool, monkeypatch: pytest.Monk
         "first_step": 17,
     }
     options |= {"cond": torch.linspace(0, 1, 300)} if conditioned else {}
-    found = run(net, X, **options)
+    found = run(score, X, **options)
     monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
-    torch.testing.assert_close(found, run(net, X, **options), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(found, run(score, X, **options), rtol=2e-5, atol=2e-5)
 
 
 def test_chains_have_the_same_bits_however_they_are_cut() -> None:
