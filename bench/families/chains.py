@@ -9,11 +9,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastscore
 from bench import check as checks
-from bench.families import networks
+from bench.families import energies, networks
 from bench.registry import Arrays, Call, Case, Family, NotRunError, Provider
 from fastscore.ops import _cpu_build
 
@@ -31,6 +31,8 @@ CPU = [
     ("ring", 65536, 50, 0.005, 1, True),
     ("double well", 1024, 200, 0.001, 1, False),
     ("network", 256, 200, 0.01, 1, False),
+    ("energy", 4096, 40, 0.01, 1, True),
+    ("energy", 256, 200, 0.01, 1, False),
 ]
 CUDA = [
     ("ring", 4096, 250, 0.005, 2, True),
@@ -41,12 +43,14 @@ CUDA = [
     ("mixture32", 4096, 200, 0.005, 1, False),
     ("network", 4_000_000, 5, 0.01, 1, False),
     ("double well", 1024, 200, 0.001, 1, False),
+    ("energy", 4096, 200, 0.01, 1, True),
 ]
 TITLES = {
     "ring": "2-D mixture of 8",
     "mixture32": "32-D mixture of 8",
     "network": "3 x 128 SiLU network",
     "double well": "128-D double well",
+    "energy": "2 x 128 SiLU energy",
 }
 
 
@@ -55,13 +59,18 @@ def cases(device: str) -> list[Case]:
 
 
 def _case(target: str, chains: int, steps: int, step_size: float, rivals: int, headline: bool) -> Case:
-    dim = {"ring": 2, "network": 2, "mixture32": 32, "double well": 128}[target]
+    dim = {"ring": 2, "network": 2, "energy": 2, "mixture32": 32, "double well": 128}[target]
     mixture = 8 * (5 * dim + 6)  # distances, exponentials and the weighted mean of the components
+    each = {
+        "network": 2 * (2 * 128 + 2 * 128**2 + 128 * 2),
+        "energy": 2 * (2 * 128 + 128**2 + 128 + 128**2 + 128 * 2),
+        "double well": 4 * dim,
+    }
     return Case(
         name=f"{TITLES[target]}, {chains} chains",
         settings={"target": target, "n": chains, "D": dim, "steps": steps, "step_size": step_size, "rivals": rivals},
         units=chains * steps,
-        flops={"network": 2 * (2 * 128 + 2 * 128**2 + 128 * 2), "double well": 4 * dim}.get(target, mixture) + 4 * dim,
+        flops=each.get(target, mixture) + 4 * dim,
         seconds=8.0 if rivals > 1 else 5.0,
         headline=headline,
     )
@@ -76,6 +85,8 @@ def inputs(case: Case, device: str) -> dict[str, Tensor]:
         made = networks.weights([2, 128, 128, 128, 2])
         for name in ("w3", "b3"):
             made[name] = 0.3 * made[name]
+    elif s["target"] == "energy":
+        made = networks.weights([2, 128, 128, 1])
     elif s["target"] == "double well":
         x = x.sign() + 0.3 * torch.randn(x.shape, generator=draws)
     else:
@@ -91,6 +102,8 @@ def score_of(case: Case, arrays: Arrays, dtype: torch.dtype = torch.float32) -> 
     target = case.settings["target"]
     if target == "network":
         return networks.network({k: v for k, v in arrays.items() if k != "x"}, dtype=dtype)
+    if target == "energy":
+        return energy_score(networks.network({k: v for k, v in arrays.items() if k != "x"}, dtype=dtype))
     if target == "double well":
         return lambda y: -4 * BARRIER * y * (y.square() - 1)
     means = arrays["means"].to(dtype)
@@ -99,6 +112,17 @@ def score_of(case: Case, arrays: Arrays, dtype: torch.dtype = torch.float32) -> 
         difference = y[:, None, :] - means
         weights = torch.softmax(-0.5 / STD**2 * difference.square().sum(-1), -1)
         return -(weights[..., None] * difference).sum(1) / STD**2
+
+    return score
+
+
+def energy_score(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Minus the gradient, as one writes it."""
+
+    def score(y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return -torch.autograd.grad(model(y).sum(), y)[0]
 
     return score
 
@@ -189,6 +213,8 @@ def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
     seeds = iter(range(1 << 62))
     if "means" in arrays and not plain:
         score = fastscore.targets.GaussianMixture(arrays["means"], STD**2).score
+    if s["target"] == "energy" and not plain:
+        score = energies.fast_network(networks.split(arrays)[0]).score
     chosen = functools.partial(_hidden, score) if plain else score
 
     def call() -> Arrays:

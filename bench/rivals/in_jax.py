@@ -111,6 +111,9 @@ def score_of(settings: dict[str, Any], inputs: dict[str, np.ndarray]) -> Any:
     """The score of a chain's target, for a batch; a mixture in the form that needs matrix products only."""
     if settings["target"] == "network":
         return functools.partial(mlp, layers({k: v for k, v in inputs.items() if k != "x"}))
+    if settings["target"] == "energy":
+        parameters = layers({k: v for k, v in inputs.items() if k != "x"})
+        return lambda y: -jax.grad(lambda v: mlp(parameters, v).sum())(y)
     if settings["target"] == "double well":
         return lambda y: -4 * BARRIER * y * (jnp.square(y) - 1)
     means = jnp.asarray(inputs["means"])

@@ -59,6 +59,8 @@ def chain(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) 
     target = settings["target"]
     if target == "network":
         model: BaseModel = Score(network(arrays), x.device)
+    elif target == "energy":
+        model = Energy(network(arrays), x.device)
     else:
         model = DoubleWellModel(BARRIER, device=x.device) if target == "double well" else Mixture(arrays["means"])
     sampler = LangevinDynamics(model, step_size=settings["step_size"], device=x.device)
