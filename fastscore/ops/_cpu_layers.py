@@ -20,7 +20,7 @@ from fastscore import _config
 from fastscore.ops import _cpu_build
 from fastscore.reference.activations import ACTIVATIONS
 
-_REPAYS = 1 << 16  # elements of a layer of a batch: a few hundred steps of it repay the compilation
+_REPAYS = 1 << 14  # elements of a layer of a batch: some thousand steps of it repay the compilation, once a machine
 # In the table of C's `jets`.
 INDEX = {"silu": 0, "softplus": 1, "tanh": 2, "softsign": 3, "gelu": 4, "gelu_tanh": 5}
 _UINT, _SIZE, _POINTER, _FLOAT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_float

@@ -25,7 +25,12 @@ _SHARE = 1 << 16  # elements of a batch's largest array that repay waking a thre
 def share(x: Tensor, rows: int, width: int) -> int:
     """How many rows of x a tile has, of `rows` at most, so that every thread has one."""
     threads = _threads(x)
-    return min(rows, max(16, -(-len(x) // threads))) if len(x) * width >= _SHARE else rows
+    return min(rows, max(16, -(-len(x) // threads))) if repays(x, width) else rows
+
+
+def repays(x: Tensor, width: int) -> bool:
+    """Whether a batch whose largest array is so wide repays waking a thread."""
+    return len(x) * width >= _SHARE
 
 
 def over(x: Tensor, rows: int, run: Callable[[slice], Result]) -> list[Result]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fastscore.ops import _cpu_build, _cpu_layers, _cpu_program, _cpu_threads, mlp_passes
-from fastscore.ops._cpu_program import Arrays, Recorder
+from fastscore.ops._cpu_program import Arrays, Noise, Program, Recorder
 from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, Upstream, ascend
 from fastscore.reference.mlp import MLP, Shifts
 
@@ -45,7 +45,7 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
             recorder.mix(*(array.view(len(array), -1) for array in (output[first], made)))
 
     program = _cpu_program.program(("evaluate", _key(mlp, form)), arrays, tile, record)
-    _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, form.noise, mlp_passes.kept(x, mlp)))
+    _run(program, arrays, form.noise, mlp, x, form)
     return outputs
 
 
@@ -71,9 +71,17 @@ def differentiate(
 
     key = (_key(mlp, form), summed, tuple(sought.batch), scale, upstream.key)
     program, noise = _cpu_program.program(key, arrays, tile, record), form.noise or upstream.noise
-    parts = _cpu_threads.over(x, tile, lambda part: program.run(part, arrays, noise, mlp_passes.kept(x, mlp)))
+    parts = _run(program, arrays, noise, mlp, x, form)
     upstream.settle([sum(numbers) for numbers in zip(*(numbers for _, numbers in parts), strict=True)])
     return sought.result([sums for sums, _ in parts])
+
+
+def _run(
+    program: Program, arrays: Arrays, noise: Noise | None, mlp: MLP, x: Tensor, form: Form
+) -> list[tuple[Tensor, list[float]]]:
+    """The sums and numbers of parts of the batch, on as many threads as it repays."""
+    rows = program.tile if _cpu_threads.repays(x, width(mlp, form.columns)) else len(x)
+    return _cpu_threads.over(x, rows, lambda part: program.run(part, arrays, noise, mlp_passes.kept(x, mlp)))
 
 
 def _ambiguous(mlp: MLP, x: Tensor, shifts: Shifts) -> bool:
