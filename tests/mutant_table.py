@@ -149,7 +149,7 @@ IN_NETWORKS = [
     Mutant(17, "gelu overflows", "fastscore/reference/activations.py", "z.clamp(-39, 39)", "z", ACTIVATIONS),
     Mutant(20, "silu''", "fastscore/reference/activations.py", "2 * s1 + z * s2", "s1 + z * s2", ACTIVATIONS),
     Mutant(46, "the residual of the oracle", "fastscore/reference/mlp.py", "cotangents + leaving if mlp.residuals[final] else cotangents", "cotangents", ("tests/reference/test_mlp.py",)),
-    Mutant(8, "triton: an expanded gradient", "kernels/fastscore_kernels/mlp.py", "else ds.contiguous()", "else ds", (K + "test_strided_inputs_and_gradients",)),
+    Mutant(8, "an expanded gradient", "fastscore/ops/mlp_problem.py", "gradient.contiguous() for gradient", "gradient for gradient", (K + "test_strided_inputs_and_gradients",)),
     Mutant(23, "triton: upstream of the trace", "kernels/fastscore_kernels/mlp_backward.py", "keep(gd2_ptr, g * d2", "keep(gd2_ptr, d2", KERNEL_MLP),
     Mutant(6, "triton: rows past the end", "kernels/fastscore_kernels/mlp_forward.py", "trace, mask=rows < n_rows - first", "trace, mask=rows < ROWS", KERNEL_MLP),
     Mutant(21, "a changed network read from its layers", "fastscore/reader.py", "if \"forward\" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):", "if False:", ("tests/test_compile.py::test_a_changed_network_is_not_read_from_its_layers",)),

@@ -111,7 +111,7 @@ def differentiate(
         part = slice(start, min(start + size, len(x)))
         score, *trace = _forward(layers, x[part], part) if reads else (None, None)
         ds, on_trace = upstream(part, score, tuple(trace))
-        ds = torch.zeros_like(x[part]) if ds is None else ds.contiguous()
+        ds = torch.zeros_like(x[part]) if ds is None else ds
         g = None
         if form.kind != "value":
             g = x.new_full((len(ds),), scale) if on_trace[0] is None else on_trace[0].reshape(-1) * scale
