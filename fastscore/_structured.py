@@ -224,6 +224,17 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
     return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
 
 
+def score_alone(fn: _checks.Score, x: Tensor, cond: Any) -> Tensor | None:
+    """The score where its gradients take compiled passes, or None."""
+    if not ops.denoises(x):
+        return None
+    reading = read(fn, x, cond, ("score", "energy_score"))
+    if reading is None or not reading.is_plain:
+        return None
+    found = ops.score(reading.mlp, x.flatten(1), reading.shifts, energy=reading.kind == "energy_score")
+    return None if found is None else found.view(x.shape)
+
+
 def denoising_loss(
     fn: _checks.Score,
     x: Tensor,

@@ -214,7 +214,10 @@ def explicit_score_matching(
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
     true = wide(true_score(target, x))
-    return reduce(0.5 * scale * squared_norm(wide(_checks.evaluate(score_fn, x, cond)) - true), reduction)
+    score = _structured.score_alone(score_fn, x, cond)
+    if score is None:
+        score = _checks.evaluate(score_fn, x, cond)
+    return reduce(0.5 * scale * squared_norm(wide(score) - true), reduction)
 
 
 def denoising_score_matching(

@@ -9,6 +9,7 @@ The entry for `divergence`, `laplacian` and the losses; they pass a network read
     implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
     energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
     denoising_loss(mlp, x, shifts, level=, ...)           -> loss, or None if not compiled      one number, fused
+    score(mlp, x, shifts)                                 -> score [B, D], or None likewise     alone
 
 Scalings around the network (`s = c_out net(c_in x) + c_skip x`) stay with the caller, for whom
 `tr = c_in c_out tr_net + c_skip D`. Everything is differentiable in x, shifts, weights, biases and C, to any order;
@@ -125,6 +126,25 @@ def energy_loss(
     return _loss(_problem(mlp, x, energy=True, probes=probes), Weights(square, trace), mlp, x, shifts)
 
 
+def score(mlp: MLP, x: Tensor, shifts: Shifts = (), *, energy: bool = False) -> Tensor | None:
+    """Return the score `[B, D]`, whose gradients take compiled passes on a CPU; None where they do not.
+
+    Args:
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
+        energy: the score is minus the gradient of the network's one output.
+    """
+    tensors = _flat(mlp, shifts, None)
+    problem = replace(_problem(mlp, x, energy=energy), traced=False)
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
+    if not (recorded and x.dtype == torch.float32 and _fusable(problem, x, tensors)):
+        return None
+    if problem.kernels(mlp, x) is not None or not _compiled(mlp, x):
+        return None
+    return cast(Outputs, Terms.apply(problem, x, *tensors))[-1]  # type: ignore[no-untyped-call]
+
+
 def denoising_loss(
     mlp: MLP,
     x: Tensor,
@@ -191,7 +211,7 @@ def runner(
 
 
 def denoises(x: Tensor) -> bool:
-    """Whether there may be compiled passes for a denoising loss at x."""
+    """Whether there may be compiled passes for a score's own gradients at x."""
     return _dispatch.kernels("mlp", x.device) is not None or (x.device.type == "cpu" and len(x) >= _ROWS)
 
 

@@ -125,12 +125,17 @@ class Problem:
         return None
 
     def plain(self, x: Tensor, tensors: Sequence[Any]) -> Outputs:
-        """What it means: `(score, trace [B, 1] or forms [B, K])`, or `(energy [B, 1], score, Laplacian or forms)`."""
+        """What it means: `(score, trace [B, 1] or forms [B, K])`, or `(energy [B, 1], score, Laplacian or forms)`.
+
+        Without the last if no trace is asked for.
+        """
         mlp, shifts, weight = self.split(tensors)
+        if not self.traced and not self.energy:
+            return (reference.forward(mlp, x, shifts),)
         drawn = None if self.probes is None else self.probes.draw(slice(0, len(x)), x)
         if self.energy:
             energy, score, curvature = reference.energy_terms(mlp, x, shifts, drawn)
-            return energy.unsqueeze(1), score, curvature
+            return (energy.unsqueeze(1), score, curvature)[: 3 if self.traced else 2]
         if drawn is not None:
             return reference.score_and_quadratic(mlp, x, shifts, drawn, weight=weight)
         score, trace = reference.score_and_trace(mlp, x, shifts, weight=weight)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastscore
-from fastscore.ops import mlp_denoising
+from fastscore.ops import mlp_denoising, mlp_functions
 
 ROWS = 2100  # times a width of 32: enough to be worth compiled passes
 
@@ -84,6 +84,34 @@ def test_loss_and_gradients(name: str, how: str, taken: list[int]) -> None:
     assert len(made) == len(exact) == 1 + len(list(net.parameters()))
     for m, e in zip(made, exact, strict=True):
         assert (m.double() - e).abs().max() <= 5e-6 * e.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("convention", ["half", "fisher"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_explicit_score_matching(name: str, reduction: str, convention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, calls = NETWORKS[name](), []
+    real = mlp_functions.Terms.forward
+    forward = staticmethod(lambda *args: (calls.append(1), real(*args))[1])
+    monkeypatch.setattr(mlp_functions.Terms, "forward", forward)
+
+    def loss_and_gradients(dtype: torch.dtype) -> list[Tensor]:
+        fn = net.to(dtype).score if isinstance(net, fastscore.EnergyMLP) else net.to(dtype)
+        x = torch.linspace(-2, 2, 3 * ROWS, dtype=torch.float64).view(ROWS, 3).sin().to(dtype).requires_grad_()
+        cond = torch.linspace(0.1, 1.0, ROWS, dtype=torch.float64).to(dtype)[:, None] if "told" in name else None
+        how = {"cond": cond, "convention": convention, "reduction": reduction}
+        loss = fastscore.explicit_score_matching(fn, x, target=torch.neg, **how)
+        leaves = [x, *net.parameters()]
+        found = torch.autograd.grad(loss.square().sum(), leaves, allow_unused=True)
+        return [loss.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True))]
+
+    exact = loss_and_gradients(torch.float64)
+    assert not calls
+    made = loss_and_gradients(torch.float32)
+    assert calls
+    for m, e in zip(made, exact, strict=True):
+        assert (m.double() - e).abs().max() <= 1e-5 * e.abs().max().clamp(min=1)
 
 
 def test_frozen_parameters_get_no_gradient_and_the_others_the_same(taken: list[int]) -> None:
