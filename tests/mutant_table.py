@@ -180,7 +180,7 @@ IN_KERNELS = [
     Mutant(20, "layers: residual at the first slopes", DOWN, "found += (past * form.parameters[2]).sum(1)", "pass", (LAYERED + "[trace-3-residual-2]",)),
     Mutant(32, "layers: sums that start anywhere", KERNELS + "products.py", "torch.zeros(sum(sizes)", "torch.empty(sum(sizes)", (LAYERED + "[trace-3]",)),
     Mutant(20, "networks: the probe's curvature", KERNELS + "mlp_backward.py", "dz2 += g * carried * e2", "dz2 += g * carried * d2", DUAL_VALUES),
-    Mutant(20, "networks: curvature of the first layer", KERNELS + "mlp_backward.py", "dz1 = dh1 * d1 + dd1 * e1", "dz1 = dh1 * d1", DUAL_VALUES),
+    Mutant(20, "networks: curvature of the first layer", KERNELS + "mlp_backward.py", "dz1 += bent", "dz1 += 0 * bent", DUAL_VALUES),
     Mutant(23, "networks: upstream of the probe", KERNELS + "mlp_backward.py", "keep(hd2_ptr, g * d2 * carried", "keep(hd2_ptr, d2 * carried", DUAL_VALUES),
     Mutant(38, "networks: every tile the first's probes", KERNELS + "mlp_forward.py", "first_chain + first + tl.arange(0, ROWS)", "first_chain + tl.arange(0, ROWS)", DUAL_VALUES),
     Mutant(29, "networks: every chunk the first's probes", KERNELS + "mlp.py", "self.probe.first + rows.start", "self.probe.first", (DUAL + "test_chunks_of_the_batch_add_up",)),

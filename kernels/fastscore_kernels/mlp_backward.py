@@ -101,12 +101,14 @@ def upper_kernel(
     dz2 = tl.zeros([ROWS, ABOVE], tl.float32)
     if m_ptr is not None:
         g = weights_of(g_ptr, first, n_rows, ROWS)
+        dz2 += g * carried * e2  # before the product with the probe, beside which carried and e2 would fill registers
         if PROBE is not None:
             if hd2_ptr is not None:
                 keep(hd2_ptr, g * d2 * carried, first, n_rows, above, ROWS, H2)
-            g *= product(v, matrix(p_t_ptr, above, features, H2, D), PRECISION)
+            p = product(v, matrix(p_t_ptr, above, features, H2, D), PRECISION)
+            dz2 *= p
+            g *= p
         keep(gd2_ptr, g * d2, first, n_rows, above, ROWS, H2)
-        dz2 += g * carried * e2
     dz2 += projected(ds_ptr, w3_t_ptr, first, n_rows, above, ROWS, H2, D, PRECISION) * d2
     keep(dz2_ptr, dz2, first, n_rows, above, ROWS, H2)
     keep_sum(dz2_sums_ptr, dz2, above, H2)
@@ -177,12 +179,13 @@ def lower_kernel(
         keep(h1_ptr, h1, first, n_rows, below, ROWS, H1)
     if c_ptr is not None:
         keep_sum(gd1_sums_ptr, weights_of(g_ptr, first, n_rows, ROWS) * d1, below, H1)
+    dz1, bent = dh1 * d1, dd1 * e1  # two tiles beside the product with the probe, not four
     if PROBE is not None:
         if dzd1_ptr is not None:
             keep(dzd1_ptr, dd1 * d1, first, n_rows, below, ROWS, H1)
         features = tl.arange(0, max(16, triton.next_power_of_2(D)))
         v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
-        dd1 *= product(v, matrix(w1_ptr, below, features, H1, D), PRECISION)
-    dz1 = dh1 * d1 + dd1 * e1
+        bent *= product(v, matrix(w1_ptr, below, features, H1, D), PRECISION)
+    dz1 += bent
     keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)
     keep_sum(dz1_sums_ptr, dz1, below, H1)
