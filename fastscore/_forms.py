@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -40,8 +39,7 @@ def basis(x: Tensor, first_row: int, start: int, stop: int) -> Tensor:
     return eye[start:stop].reshape(stop - start, 1, *x.shape[1:]).expand(-1, *x.shape)
 
 
-@dataclass(frozen=True)
-class Probes:
+class Probes(NamedTuple):
     """Independent directions with `E[v v'] = I`, a pure function of (seed, probe, row)."""
 
     kind: str

@@ -187,6 +187,8 @@ def named(row):
 )
 def test_what_is_wrong_is_refused(module, case, law, right, wrong) -> None:
     family = module.FAMILY
+    if "bfloat16" in case.name and torch.__version__ < "2.12":
+        pytest.skip("what torch itself draws in bfloat16 ends at 3.3: refused, and rightly so")
     arrays = family.inputs(case, "cpu")
     reference = family.reference(case, arrays)
     compare.admit(family, case, arrays, reference, "right", Provider(right, law))

@@ -198,6 +198,7 @@ def test_functional_call():
     check(net, x, None, tuple(net.parameters()))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="it took the inputs through a Function of its own, unreadable")
 def test_checkpointing():
     net, x = Loop(), data(B, D)
     check(lambda y: torch.utils.checkpoint.checkpoint(net, y, use_reentrant=False), x, None, tuple(net.parameters()))
