@@ -210,7 +210,7 @@ def _trace(
     if exact:
         found = forms(function, x, cond, basis, features(x), **asked)
         return found, found.kept.sum(0), None, f"exact-{found.mode}"
-    found = forms(function, x, cond, how.directions(), how.n_probes, **asked)  # type: ignore[arg-type]  # mypy sees no __call__ of a named tuple
+    found = forms(function, x, cond, how.directions(), how.n_probes, **asked)  # type: ignore[arg-type]
     return found, found.kept.mean(0), _standard_error(found.kept.detach()), f"hutchinson-{found.mode}"
 
 
