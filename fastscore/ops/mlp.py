@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore.ops import _cpu_layers, _dispatch, mlp_tiles, noise
+from fastscore.ops import _cpu_layers, _cpu_threads, _dispatch, mlp_tiles, noise
 from fastscore.ops.mlp_denoising import Denoising, Residual
 from fastscore.ops.mlp_functions import Loss, Terms, transformed
 from fastscore.ops.mlp_problem import Outputs, Problem, Weights
@@ -183,7 +183,8 @@ def denoising_loss(
     if problem.kernels(mlp, x) is None and not _compiled(mlp, x):
         return None
     residual = Residual(square, level if weigh else 1.0, 1.0 if weigh else 1 / level, seed, first_chain)
-    y = noise.mixed(x.detach(), 1.0, level, seed, int(Stream.DATA), first_chain)
+    with _cpu_threads.alone(x):  # so little that it would wait for threads that torch left spinning
+        y = noise.mixed(x.detach(), 1.0, level, seed, int(Stream.DATA), first_chain)
     return cast(Tensor, Denoising.apply(problem, residual, y, *tensors))  # type: ignore[no-untyped-call]
 
 
