@@ -137,8 +137,7 @@ def score(mlp: MLP, x: Tensor, shifts: Shifts = (), *, energy: bool = False) -> 
     """
     tensors = _flat(mlp, shifts, None)
     problem = replace(_problem(mlp, x, energy=energy), traced=False)
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-    if not (recorded and x.dtype == torch.float32 and _fusable(problem, x, tensors)):
+    if x.dtype != torch.float32 or not (_recorded(x, *tensors) and _fusable(problem, x, tensors)):
         return None
     if problem.kernels(mlp, x) is not None or not _compiled(mlp, x):
         return None
@@ -174,11 +173,8 @@ def denoising_loss(
     """
     tensors = _flat(mlp, shifts, None)
     problem = replace(_problem(mlp, x, energy=energy), traced=False)
-    needed = [t for t in tensors if t is not None and t.requires_grad]
-    fixed = not x.requires_grad and not (isinstance(level, Tensor) and level.requires_grad)
-    if not (
-        fixed and needed and torch.is_grad_enabled() and x.dtype == torch.float32 and _fusable(problem, x, tensors)
-    ):
+    fixed = not _recorded(x, level if isinstance(level, Tensor) else None)
+    if x.dtype != torch.float32 or not (fixed and _recorded(*tensors) and _fusable(problem, x, tensors)):
         return None
     if problem.kernels(mlp, x) is None and not _compiled(mlp, x):
         return None
@@ -236,11 +232,15 @@ def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor
 
 def _loss(problem: Problem, weights: Weights, mlp: MLP, x: Tensor, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
     tensors = _flat(mlp, shifts, None)
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-    if recorded and _fusable(problem, x, tensors):
+    if _recorded(x, *tensors) and _fusable(problem, x, tensors):
         return cast(tuple[Tensor, Tensor, Tensor], Loss.apply(problem, weights, x, *tensors))  # type: ignore[no-untyped-call]
     square, trace = weights.sums(problem, _terms(problem, mlp, x, shifts, None))
     return weights.square * square + weights.trace * trace, square.detach(), trace.detach()
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with one of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _flat(mlp: MLP, shifts: Shifts, weight: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fastscore.ops import _cpu_threads, mlp_tiles
 from fastscore.ops.mlp_problem import Given, OfLoss, Outputs, Problem, Weights
-from fastscore.ops.mlp_tile import Key, Upstream
+from fastscore.ops.mlp_tile import Key, Sought, Upstream
 
 
 class Prepared:
@@ -82,7 +82,9 @@ def differentiate(
         prepared = Prepared(problem, x, tensors, needs[1:])
         arguments = (prepared.mlp, x, prepared.shifts, prepared.form, upstream, {**wanted, **prepared.wanted()}, scale)
         found = problem.kernels(prepared.mlp, x)
-        gradients = mlp_tiles.differentiate(*arguments) if found is None else found.differentiate(*arguments, reads)
+        gradients = (
+            mlp_tiles.differentiate(Sought(*arguments)) if found is None else found.differentiate(*arguments, reads)
+        )
         prepared.pull(gradients)
     return [gradients.get(key) if need else None for key, need in zip(keys, needs, strict=True)]
 

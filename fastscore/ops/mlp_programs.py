@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastscore.ops import _cpu_build, _cpu_layers, _cpu_program, _cpu_threads, mlp_passes
 from fastscore.ops._cpu_program import Arrays, Noise, Program, Recorder
-from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, Upstream, ascend
+from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, ascend
 from fastscore.reference.mlp import MLP, Shifts
 
 
@@ -49,18 +49,10 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
     return outputs
 
 
-def differentiate(
-    mlp: MLP,
-    x: Tensor,
-    shifts: Shifts,
-    form: Form,
-    upstream: Upstream,
-    wanted: dict[Key, Tensor],
-    scale: float,
-) -> dict[Key, Tensor]:
+def differentiate(sought: Sought) -> dict[Key, Tensor]:
     """As `mlp_tiles.differentiate`."""
-    mlp, x, shifts = _in_rows(mlp, x, shifts)
-    sought = Sought(mlp, x, shifts, form, upstream, wanted, scale)
+    mlp, x, shifts = sought.mlp, sought.x, sought.shifts = _in_rows(sought.mlp, sought.x, sought.shifts)
+    form, upstream = sought.form, sought.upstream
     arrays = _arrays(mlp, form, (x, *shifts, *upstream.arrays, *sought.batch.values()))
     tile = rows(mlp, form)
     summed = tuple((key, tensor.shape) for key, tensor in sought.summed.items())
@@ -69,7 +61,7 @@ def differentiate(
         sums = Gradients(sought.summed, recorder.sums(sought.size), recorder)
         sought.of_tile(slice(0, tile), recorder, sums)
 
-    key = (_key(mlp, form), summed, tuple(sought.batch), scale, upstream.key)
+    key = (_key(mlp, form), summed, tuple(sought.batch), sought.scale, upstream.key)
     program, noise = _cpu_program.program(key, arrays, tile, record), form.noise or upstream.noise
     parts = _run(program, arrays, noise, mlp, x, form)
     upstream.settle([sum(numbers) for numbers in zip(*(numbers for _, numbers in parts), strict=True)])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -116,28 +117,35 @@ class Upstream:
         """Take what the program summed up."""
 
 
+@dataclass
 class Sought:
-    """What is asked of a batch: everything that its tiles have in common.
+    """The gradients that are asked of a batch: everything that its tiles have in common.
 
     Attributes:
-        batch: the gradients that have a row for every sample, by key: of x and of the shifts.
+        mlp: the network.
+        x: `[B, D]`.
+        shifts: of the network.
+        form: the functional beside the network's output.
+        upstream: of the output and of the form's values.
+        wanted: like what, by key: ("x", 0), ("shift", l), ("weight", l), ("bias", l), ("form", i).
+        scale: multiplies what `upstream` says of the form's values.
+        batch: the gradients that have a row for every sample, of x and of the shifts, to be written to.
         summed: like what the others are.
         size: elements of all that is summed.
     """
 
-    def __init__(
-        self,
-        mlp: MLP,
-        x: Tensor,
-        shifts: Shifts,
-        form: Form,
-        upstream: Upstream,
-        wanted: dict[Key, Tensor],
-        scale: float,
-    ) -> None:
-        self.mlp, self.x, self.shifts, self.form, self.upstream, self.scale = mlp, x, shifts, form, upstream, scale
-        self.batch = {key: x.new_zeros(wanted[key].shape) for key in wanted if key[0] in ("x", "shift")}
-        self.summed = {key: tensor for key, tensor in wanted.items() if key not in self.batch}
+    mlp: MLP
+    x: Tensor
+    shifts: Shifts
+    form: Form
+    upstream: Upstream
+    wanted: dict[Key, Tensor]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        of_samples = [key for key in self.wanted if key[0] in ("x", "shift")]
+        self.batch = {key: self.x.new_zeros(self.wanted[key].shape) for key in of_samples}
+        self.summed = {key: tensor for key, tensor in self.wanted.items() if key not in self.batch}
         self.size = sum(tensor.numel() for tensor in self.summed.values())
 
     def of_tile(self, rows: slice, scratch: Scratch, sums: Gradients) -> None:

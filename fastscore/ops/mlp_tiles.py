@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscore.ops import _cpu_threads, mlp_passes, mlp_programs
-from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, Upstream, ascend
+from fastscore.ops.mlp_tile import Form, Gradients, Key, Sought, ascend
 from fastscore.reference.mlp import MLP, Shifts
 
 # Elements of one [rows, width] array of a tile: 1 MiB in float32, so that the handful a layer touches stay in the
@@ -57,29 +57,12 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
     return tuple(found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True)))
 
 
-def differentiate(
-    mlp: MLP,
-    x: Tensor,
-    shifts: Shifts,
-    form: Form,
-    upstream: Upstream,
-    wanted: dict[Key, Tensor],
-    scale: float = 1.0,
-) -> dict[Key, Tensor]:
-    """Return the gradients of `sum(upstream * outputs)` in everything `wanted`.
-
-    Args:
-        mlp: the network.
-        x: `[B, D]`.
-        shifts: of the network.
-        form: the functional beside the network's output.
-        upstream: `(rows, output, values) -> (d output, d values)`; None for d output is zero, for a value all ones.
-        wanted: like what, by key: ("x", 0), ("shift", l), ("weight", l), ("bias", l), ("form", i).
-        scale: multiplies what `upstream` says of the form's values.
-    """
-    if mlp_programs.serve(mlp, x, shifts, form):
-        return mlp_programs.differentiate(mlp, x, shifts, form, upstream, wanted, scale)
-    size, sought = tile_rows(x, mlp, form.columns), Sought(mlp, x, shifts, form, upstream, wanted, scale)
+def differentiate(sought: Sought) -> dict[Key, Tensor]:
+    """Return the gradients of `sum(upstream * outputs)` in everything wanted."""
+    mlp, x, form = sought.mlp, sought.x, sought.form
+    if mlp_programs.serve(mlp, x, sought.shifts, form):
+        return mlp_programs.differentiate(sought)
+    size = tile_rows(x, mlp, form.columns)
 
     def run(part: slice) -> Tensor:
         scratch, sums = mlp_passes.kept(x, mlp), Gradients(sought.summed, x.new_zeros(sought.size))
