@@ -297,14 +297,16 @@ def _jets() -> Iterator[Case]:
         )
 
     below = "h_below hd_below hl_below"
-    yield case("forward value", forward_kernel, 1, f"hd hl form zd zl q p {below}")
-    yield case("forward estimate K=1", forward_kernel, 1, f"d hl zl q {below}")
-    yield case("forward energy K=16 residual", forward_kernel, 16, "d q", shared=True)
-    yield case("backward value", backward_kernel, 1, "dzd dzl dq_sums zd zl q dhd dhl g p")
-    yield case("backward estimate K=1", backward_kernel, 1, "dzl dq_sums zl q dd dhd dhl")
+    yield case("forward value", forward_kernel, 1, f"hd hl form zd zl q c p {below}")
+    yield case("forward estimate K=1", forward_kernel, 1, f"d hl zl q c {below}")
+    yield case("forward energy K=16 residual", forward_kernel, 16, "d q c", shared=True)
+    yield case("backward value", backward_kernel, 1, "dzd dzl dq_sums zd zl q c dhd dhl g p")
+    yield case("backward estimate K=1", backward_kernel, 1, "dzl dq_sums zl q c dd dhd dhl")
     for activation in ("silu", "gelu_tanh"):
         name = f"backward energy K=16 {activation}"
-        yield case(name, backward_kernel, 16, "dq_sums q g p dd", activation=activation)
+        yield case(name, backward_kernel, 16, "dq_sums q c g p dd", activation=activation)
+    yield case("forward curvature K=2", forward_kernel, 2, f"d q {below}", shared=True)
+    yield case("backward curvature K=2", backward_kernel, 2, "dq_sums q dd dhd", shared=True, activation="gelu_tanh")
 
 
 def _text(found: dict[str, Any]) -> str:

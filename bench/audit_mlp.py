@@ -89,7 +89,7 @@ def case(
     return Case(
         name=f"{family}_{operation} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
-        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32", **PROBE},
+        signature={**{name: _pointer(name, precision) for name in pointers}, "n_rows": "i32", **PROBE, "number": "i32"},
         constexprs={
             **{name: None for name in kernel.arg_names if name in absent},
             **{name: value for name, value in constants.items() if name in kernel.arg_names},

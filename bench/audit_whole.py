@@ -14,7 +14,7 @@ def entries() -> list[dict[str, Any]]:
     """Their part of the launch table."""
     from fastscore_kernels import table
 
-    return [entry for entry in table.entries() if re.match(r"(trace|estimate|energy)_", entry["operation"])]
+    return [entry for entry in table.entries() if re.match(r"(trace|estimate|energy|curvature)_", entry["operation"])]
 
 
 def plain() -> Iterator[tuple[str, Case]]:
@@ -28,7 +28,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         for architecture in entry["architectures"]:
             yield architecture, case(entry)
             yield architecture, case(entry, residual=True, shifted=True)
-            if entry["operation"].startswith("estimate"):
+            if entry["operation"].startswith(("estimate", "curvature")):
                 yield architecture, case(entry, probe="normal")
 
 
@@ -46,11 +46,13 @@ def case(
     operation, width, dim, precision = (entry[key] for key in ("operation", "width", "dim", "precision"))
     family, _, number = operation.partition("_")
     depth = int(number)
-    estimate, energy = family == "estimate", family == "energy"
+    estimate, energy = family == "estimate", family in ("energy", "curvature")
+    along = estimate or family == "curvature"
     kernel = mlp_whole_forward.energy_kernel if energy else mlp_whole_forward.trace_kernel
     narrow = "*bf16" if precision == "bf16" else "*fp32"
     factors = "*bf16" if precision in ("bf16", "tf32x3") else "*fp32"
-    pointers = [n for n in kernel.arg_names if n.endswith("_ptr") and not (estimate and n == "seeds_ptr")]
+    missing = () if not along else ("seeds_ptr",) if estimate else ("squares_ptr",)
+    pointers = [n for n in kernel.arg_names if n.endswith("_ptr") and n not in missing]
     tuples = {"weights": (factors,) * (depth + estimate), "biases": ("*fp32",) * (depth + 1)}
     tuples["shifts"] = ("*fp32" if shifted else "constexpr",) * (depth + 1)
     if energy and factors == "*fp32":
@@ -58,12 +60,12 @@ def case(
     places = {name: kernel.arg_names.index(name) for name in tuples}
     absent: dict[Any, Any] = {} if shifted else {(places["shifts"], at): None for at in range(depth + 1)}
     absent |= {"turned": None} if energy and "turned" not in tuples else {}
-    probing = {} if energy else {"K": 4 if estimate else dim, "PROBE": probe if estimate else None}
-    absent |= {"seeds_ptr": None} if estimate else {}
+    absent |= dict.fromkeys(missing)
+    columns = 4 if along else 0 if energy and depth == 1 else dim
     options = dict(entry["options"])
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     kind = (" residual" if residual else "") + (" shifted" if shifted else "")
-    kind += " normal" if estimate and probe == "normal" else ""
+    kind += " normal" if along and probe == "normal" else ""
     return Case(
         name=f"{family} {precision} H={width} D={dim} L={depth}{kind}",
         kernel=kernel,
@@ -71,12 +73,13 @@ def case(
             **{name: narrow if name in ("seeds_ptr", "last_ptr") else "*fp32" for name in pointers},
             **tuples,
             "n_rows": "i32",
-            **({} if energy else PROBE if estimate else dict.fromkeys(PROBE, "i32")),  # zeros of no probe
+            **(PROBE if along else dict.fromkeys(PROBE, "i32")),  # zeros of no probe
         },
         constexprs={
             **absent,
             "D": dim,
-            **probing,
+            "K": columns,
+            "PROBE": probe if along else None,
             "DEPTH": depth,
             "WIDTHS": (width,) * depth,
             "PHIS": (activation,) * depth,

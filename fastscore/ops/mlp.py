@@ -219,8 +219,7 @@ def _compiled(mlp: MLP, x: Tensor) -> bool:
 
 
 def _problem(mlp: MLP, x: Tensor, *, energy: bool = False, probes: Probes | None = None) -> Problem:
-    estimated = energy and probes is not None  # which no kernel does
-    return Problem(mlp.activations, mlp.residuals, energy, probes, narrow(x) and not estimated)
+    return Problem(mlp.activations, mlp.residuals, energy, probes, narrow(x))
 
 
 def _terms(problem: Problem, mlp: MLP, x: Tensor, shifts: Shifts, weight: Tensor | None) -> Outputs:

@@ -108,10 +108,8 @@ class Problem:
 
     def kernels(self, mlp: MLP, x: Tensor) -> ModuleType | None:
         """The Triton kernels that do what the tiles do, if they should and can: on chip, else layer by layer."""
-        if self.energy and (self.probes is not None or not self.traced):
-            return None
         if self.energy:
-            on_chip, family = "mlp_whole", "energy"
+            on_chip, family = "mlp_whole", "energy" if self.probes is None else "curvature"
         elif self.probes is None:
             on_chip, family = ("mlp", "mlp") if mlp.depth <= 2 else ("mlp_whole", "trace")
         elif self.probes.count == 1 and mlp.depth == 2 and not any(mlp.residuals):

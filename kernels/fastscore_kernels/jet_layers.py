@@ -32,6 +32,13 @@ class Layer(NamedTuple):
     """Of these samples, `[n, H]`."""
     squares: torch.Tensor | None = None
     """q `[H]`, where the tangents below are the same for all samples and a Laplacian begins."""
+    coefficients: torch.Tensor | None = None
+    """c of these samples, `[n, K]`: the weights of second derivatives along tangents in their sum."""
+
+    @property
+    def bends(self) -> bool:
+        """Whether second derivatives begin here."""
+        return self.squares is not None or self.coefficients is not None
 
 
 def launch_options(width: int) -> dict[str, int]:
@@ -68,7 +75,7 @@ def ascend(
     out = Jet(
         _new(z.value, value, n, width),
         _new(z.value, tangents and z.tangents is not None, n, columns, width),
-        _new(z.value, z.laplacian is not None or layer.squares is not None, n, width),
+        _new(z.value, z.laplacian is not None or layer.bends, n, width),
     )
     d, forms = _new(z.value, slope, n, width), _sums(z.value, form, grid[1], n, columns)
     arrays = {"h_ptr": out.value, "d_ptr": d, "hd_ptr": out.tangents, "hl_ptr": out.laplacian, "form_ptr": forms}
@@ -121,7 +128,7 @@ def _launch(kernel: Any, grid: Any, options: dict[str, int], layer: Layer, z: Je
     p = arrays["p_ptr"]
     given = {
         "z_ptr": z.value, "zd_ptr": z.tangents, "zl_ptr": z.laplacian, "q_ptr": layer.squares,
-        "b_ptr": layer.bias, "u_ptr": layer.shift, **arrays,
+        "c_ptr": layer.coefficients, "b_ptr": layer.bias, "u_ptr": layer.shift, **arrays,
     }  # fmt: skip
     n, width, columns = _sizes(z)
     with device_of(z.value):

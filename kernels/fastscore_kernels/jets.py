@@ -4,11 +4,12 @@ A jet is a value with K tangents and, for a Laplacian, a sum of second derivativ
 alike, an activation mixes them. With `d = phi'(z)`, `e = phi''(z)`, `f = phi'''(z)`, and `z = Wh + b + u`, where the
 kernels add b and u:
 
-    h = phi(z),   hd_k = d zd_k,   hl = d zl + e q,   q = sum_k zd_k^2     (each + the same below, where residual)
-    dz = d dh + e (sum_k dhd_k zd_k + dhl zl) + f dhl q,   dzd_k = d dhd_k + 2 e dhl zd_k,   dzl = d dhl
+    h = phi(z),   hd_k = d zd_k,   hl = d zl + e q,   q = sum_k c_k zd_k^2   (each + the same below, where residual)
+    dz = d dh + e (sum_k dhd_k zd_k + dhl zl) + f dhl q,   dzd_k = d dhd_k + 2 e dhl c_k zd_k,   dzl = d dhl
 
-(Li et al. 2024, the forward Laplacian.) A form of the tangents, `sum_h p_k hd_k`, is taken on the way; its gradient
-is `dhd_k = g_k p_k`. Values are `[n, H]`, tangents `[n, K, H]`.
+(Li et al. 2024, the forward Laplacian; c_k is 1 there, and weighs a sample's tangents where they are given.) A form of
+the tangents, `sum_h p_k hd_k`, is taken on the way; its gradient is `dhd_k = g_k p_k`. Values are `[n, H]`, tangents
+`[n, K, H]`.
 """
 
 import triton
@@ -37,6 +38,13 @@ def keep_tangent(ptr, values, first, n_rows, k, units, ROWS: tl.constexpr, H: tl
     """Write where `tangent` would read."""
     offs, inside = tangent_offsets(first, n_rows, k, units, ROWS, H, K)
     tl.store(ptr + first * (K * H) + offs, values, mask=inside)
+
+
+@triton.jit
+def numbers(ptr, first, n_rows, k, ROWS: tl.constexpr, K: tl.constexpr):
+    """Entry k of some rows of `[n_rows, K]`, `[ROWS, 1]`; 0 beyond the last."""
+    rows = tl.arange(0, ROWS)
+    return tl.load(ptr + first * K + (rows * K + k), mask=rows < n_rows - first, other=0.0)[:, None]
 
 
 @triton.jit
@@ -76,6 +84,7 @@ def forward_kernel(
     zd_ptr,
     zl_ptr,
     q_ptr,
+    c_ptr,
     h_below_ptr,
     hd_below_ptr,
     hl_below_ptr,
@@ -116,7 +125,10 @@ def forward_kernel(
                 rows = tl.arange(0, ROWS)
                 start = (tl.program_id(1).to(tl.int64) * n_rows + first) * K
                 tl.store(form_ptr + start + (rows * K + k), total, mask=rows < n_rows - first)
-            q += zd * zd
+            squared = zd * zd
+            if c_ptr is not None:
+                squared *= numbers(c_ptr, first, n_rows, k, ROWS, K)
+            q += squared
     if hl_ptr is not None:
         if q_ptr is not None:
             q += vector(q_ptr, units, H)
@@ -141,6 +153,7 @@ def backward_kernel(
     zd_ptr,
     zl_ptr,
     q_ptr,
+    c_ptr,
     dh_ptr,
     dd_ptr,
     dhd_ptr,
@@ -176,14 +189,14 @@ def backward_kernel(
             if dhd_ptr is not None:
                 dhd = tangent(dhd_ptr, first, n_rows, k, units, ROWS, H, K)
             else:
-                rows = tl.arange(0, ROWS)
-                g = tl.load(g_ptr + first * K + (rows * K + k), mask=rows < n_rows - first, other=0.0)[:, None]
+                g = numbers(g_ptr, first, n_rows, k, ROWS, K)
                 dhd = g * weights_of_form(p_ptr, first, n_rows, k, units, ROWS, H, K, SHARED)
             on_slope += dhd * zd
             dzd = d * dhd
             if dhl_ptr is not None:
-                q += zd * zd
-                dzd += 2.0 * e * dhl * zd
+                weighed = zd if c_ptr is None else zd * numbers(c_ptr, first, n_rows, k, ROWS, K)
+                q += weighed * zd
+                dzd += 2.0 * e * dhl * weighed
             keep_tangent(dzd_ptr, dzd, first, n_rows, k, units, ROWS, H, K)
     dz = tl.zeros([ROWS, UNITS], tl.float32)
     if dh_ptr is not None:

@@ -38,6 +38,8 @@ class Layers(NamedTuple):
     """Sizes, activations, precision and the kind of probe."""
     probe: Any
     """What makes the probe: its seed, kind and first sample; or None."""
+    number: int = 0
+    """Which of a sample's probes it is."""
 
     @property
     def deep(self) -> bool:
@@ -61,7 +63,8 @@ class Layers(NamedTuple):
             given[name] = None if u is None else u[rows].contiguous()
         seed, first = (self.probe.seed, self.probe.first + rows.start) if self.dual else (0, 0)
         key_low, key_high = philox.as_int32(seed, seed >> 32)
-        return {**given, **self.constants, "first_chain": first, "key_low": key_low, "key_high": key_high}
+        counters = {"first_chain": first, "key_low": key_low, "key_high": key_high, "number": self.number}
+        return {**given, **self.constants, **counters}
 
 
 def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
@@ -101,21 +104,44 @@ def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.T
 
 
 def differentiate(
-    mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
+    mlp: Any,
+    x: torch.Tensor,
+    shifts: Any,
+    form: Any,
+    upstream: Any,
+    wanted: Any,
+    scale: float,
+    reads: bool,
+    outputs: tuple[torch.Tensor, ...] | None = None,
 ) -> Gradients:
-    """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs."""
+    """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs.
+
+    Of several probes the outputs, if they are read, are made elsewhere; their gradients add up, one after the other.
+    """
     layers, x = _layers(mlp, x, shifts, form, ("w2", "w3", "m")), x.contiguous()
     gradients = totals(wanted)
+    count = form.columns if layers.dual else 1
+    samples = [key for key in gradients if key[0] in ("x", "shift")] if count > 1 else []
+    spare = {**gradients, **{key: _empty(x, *gradients[key].shape) for key in samples}}
     size = rows(mlp, form.columns)
     for start in range(0, len(x), size):
         part = slice(start, min(start + size, len(x)))
-        score, *trace = _forward(layers, x[part], part) if reads else (None, None)
-        ds, on_trace = upstream(part, score, tuple(trace))
+        made: tuple[Any, ...] = (None,)
+        if outputs is not None:
+            made = tuple(values[part] for values in outputs)
+        elif reads:
+            made = _forward(layers, x[part], part)
+        ds, on_trace = upstream(part, made[0], made[1:])
         ds = torch.zeros_like(x[part]) if ds is None else ds
-        g = None
+        g: Any = [None]
         if form.kind != "value":
-            g = x.new_full((len(ds),), scale) if on_trace[0] is None else on_trace[0].reshape(-1) * scale
-        _backward(layers, x[part], part, ds, g, gradients)
+            given = x.new_full((len(ds), 1), scale) if on_trace[0] is None else on_trace[0] * scale
+            g = given.reshape(len(ds), -1).expand(-1, count).t().contiguous()
+        _backward(layers, x[part], part, ds, g[0], gradients)
+        for number in range(1, count):
+            _backward(layers._replace(number=number), x[part], part, torch.zeros_like(ds), g[number], spare)
+            for key in samples:
+                gradients[key][part] += spare[key][part]
     return gradients
 
 

@@ -25,6 +25,18 @@ class Tape(NamedTuple):
     values: tuple[torch.Tensor, ...]
 
 
+class Along(NamedTuple):
+    """A form for `up`: derivatives of an energy along directions of its samples, and a sum of second derivatives."""
+
+    parameters: tuple[torch.Tensor, ...]
+    """W_1 to W_L, and w."""
+    directions: torch.Tensor
+    """`[n, K, D]`."""
+    coefficients: torch.Tensor | None
+    """`[n, K]`, of the second derivatives along each; None: there is no such sum."""
+    kind: str = "along"
+
+
 def layer_of(mlp: Any, shifts: Any, form: Any, rows: slice, at: int) -> Layer:
     """A hidden layer of some samples, beyond its product."""
     u = shifts[at] if shifts else None
@@ -35,6 +47,7 @@ def layer_of(mlp: Any, shifts: Any, form: Any, rows: slice, at: int) -> Layer:
         None if bias is None else bias.contiguous(),
         None if u is None else u[rows].contiguous(),
         squares,
+        form.coefficients if form.kind == "along" else None,
     )
 
 
@@ -45,18 +58,22 @@ def meeting(mlp: Any, form: Any) -> int:
 
 def middle(form: Any, at: int) -> int:
     """The parameter by which tangents (a Laplacian) enter layer `at`."""
-    return {"quadratic": at, "tangents": at + 2, "laplacian": at + 3}[form.kind]
+    return {"quadratic": at, "along": at, "tangents": at + 2, "laplacian": at + 3}[form.kind]
 
 
 def up(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, rows: slice, *, kept: bool) -> Tape:
     """All layers of some samples, and the form; `kept` for a way down."""
     kind, last, at_form = form.kind, mlp.depth - 1, meeting(mlp, form)
     late, dtype = kind == "tangents", mlp.weights[0].dtype
-    probes = form.probes(rows).to(dtype) if kind == "quadratic" else None
-    weights = None if probes is None else probes @ form.parameters[-1]
-    if kind == "laplacian":
-        weights = form.parameters[3][0].contiguous()
-    entering = () if kind in ("quadratic", "value") else (0, last) if late else (0,)
+    probes = weights = None
+    if kind == "quadratic":
+        probes = form.probes(rows).to(dtype)
+        weights = probes @ form.parameters[-1]
+    elif kind == "along":
+        probes = form.directions.to(dtype)
+    if kind in ("along", "laplacian"):
+        weights = form.parameters[-1 if kind == "along" else 3][0].contiguous()
+    entering = () if probes is not None or kind == "value" else (0, last) if late else (0,)
     jet, forms = Jet(x.to(dtype)), cast(Any, None)
     below: list[Jet] = []
     zs: list[Jet] = []
@@ -91,6 +108,10 @@ def up(mlp: Any, x: torch.Tensor, shifts: Any, form: Any, rows: slice, *, kept: 
     out = _linear(mlp.weights[-1], jet.value, mlp.biases[-1], shifts[-1] if shifts else None, rows)
     if kind == "quadratic":
         values: tuple[torch.Tensor, ...] = (forms,)
+    elif kind == "along":
+        values = (forms,)
+        if jet.laplacian is not None:
+            values = (forms, product(jet.laplacian, form.parameters[-1].t()).squeeze(1))
     elif kind == "laplacian":
         if forms is None:
             forms = product(slopes[0] * form.parameters[3], form.parameters[2].t())
@@ -116,11 +137,11 @@ def _linear(weight: Any, h: Any, bias: Any, shift: Any, rows: slice) -> torch.Te
 def _carried(mlp: Any, form: Any, at: int, jet: Jet, slopes: dict[int, torch.Tensor], probes: Any) -> Jet:
     """The jet of a layer's matrix product, without bias and shift."""
     z, kind = jet.value @ mlp.weights[at].t(), form.kind
-    if kind == "quadratic":
-        return Jet(z, (probes if at == 0 else jet.tangents) @ form.parameters[at].t())
+    laplacian = None if jet.laplacian is None else jet.laplacian @ form.parameters[middle(form, at)].t()
+    if probes is not None:
+        return Jet(z, (probes if at == 0 else jet.tangents) @ form.parameters[at].t(), laplacian)
     if kind == "value" or at == 0 or at > meeting(mlp, form):
         return Jet(z)
-    laplacian = None if jet.laplacian is None else jet.laplacian @ form.parameters[middle(form, at)].t()
     if at == 1:
         inward = form.parameters[1 if kind == "laplacian" else 0]
         return Jet(z, (slopes[0] @ inward.t()).view(len(z), form.columns, -1), laplacian)

@@ -40,7 +40,7 @@ from fastscore_kernels.mlp_tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high", "number"])
 def upper_kernel(
     dz2_ptr,
     gd2_ptr,
@@ -66,6 +66,7 @@ def upper_kernel(
     first_chain,
     key_low,
     key_high,
+    number,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
@@ -88,7 +89,7 @@ def upper_kernel(
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
     v = None
     if PROBE is not None:
-        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE, number)
         if v_ptr is not None:
             keep(v_ptr, v, first, tl.where(start == 0, n_rows, 0), features, ROWS, D)
     z2, carried = second_layer(
@@ -114,7 +115,7 @@ def upper_kernel(
     keep_sum(dz2_sums_ptr, dz2, above, H2)
 
 
-@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high", "number"])
 def lower_kernel(
     dz1_ptr,
     dzd1_ptr,
@@ -137,6 +138,7 @@ def lower_kernel(
     first_chain,
     key_low,
     key_high,
+    number,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
@@ -184,7 +186,7 @@ def lower_kernel(
         if dzd1_ptr is not None:
             keep(dzd1_ptr, dd1 * d1, first, n_rows, below, ROWS, H1)
         features = tl.arange(0, max(16, triton.next_power_of_2(D)))
-        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE, number)
         bent *= product(v, matrix(w1_ptr, below, features, H1, D), PRECISION)
     dz1 += bent
     keep(dz1_ptr, dz1, first, n_rows, below, ROWS, H1)

@@ -1,6 +1,6 @@
 """Networks layer by layer (`mlp_layers`): down, from gradients in the output and the form to all others."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -56,7 +56,7 @@ class Descent:
                 if straight is not None and taken is not None and p is not None:
                     straight = straight._replace(tangents=g.unsqueeze(2) * p)
                 above = self.below(at, dz, straight)
-            elif form.kind == "quadratic":
+            elif tape.probes is not None:
                 self.product(("form", 0), dz.tangents, tape.probes)
         if ("x", 0) in self.gradients:
             self.gradients["x", 0][self.rows] = product(dz.value, mlp.weights[0])
@@ -79,6 +79,13 @@ class Descent:
             self.product(("form", 3), on_laplacian.unsqueeze(1), tape.below[-1].laplacian)
             return g.contiguous(), on_laplacian.unsqueeze(1) * last
         (given,) = on_values
+        if kind == "along":
+            key, last, bent = ("form", self.mlp.depth), form.parameters[-1], tape.below[-1].laplacian
+            self.product(key, given.reshape(1, -1, 1), cast(torch.Tensor, tape.met).flatten(0, 1))
+            if bent is None:
+                return given, None
+            self.product(key, torch.ones_like(tape.out), bent)
+            return given, last.expand(len(bent), -1).contiguous()
         n = len(tape.out)
         g = tape.out.new_full((n, 1), scale) if given is None else given if scale == 1 else given * scale
         if tape.probes is not None:
@@ -117,7 +124,7 @@ class Descent:
             laplacian = through(dz.laplacian, form.parameters[key[1]], None if straight is None else straight.laplacian)
         if dz.tangents is None:
             return Jet(value)
-        if at == 1 and form.kind != "quadratic":
+        if at == 1 and tape.probes is None:
             self.inward(dz.tangents, None if straight is None else straight.tangents)
         else:
             key = ("form", middle(form, at))

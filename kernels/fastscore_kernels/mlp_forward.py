@@ -20,7 +20,7 @@ from fastscore_kernels import activations, probes
 from fastscore_kernels.mlp_tiles import keep, matrix, preactivation, product, samples, second_layer, vector
 
 
-@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high", "number"])
 def forward_kernel(
     score_ptr,
     trace_ptr,
@@ -41,6 +41,7 @@ def forward_kernel(
     first_chain,
     key_low,
     key_high,
+    number,
     D: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
@@ -63,7 +64,7 @@ def forward_kernel(
     x = samples(x_ptr, first, n_rows, features, ROWS, D)
     v = None
     if PROBE is not None:
-        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE)
+        v = probes.tile(key_low, key_high, first_chain + first + tl.arange(0, ROWS), features, D, PROBE, number)
     score = tl.zeros([ROWS, features.shape[0]], tl.float32)
     trace = tl.zeros([ROWS], tl.float32)
     if DIRECT:

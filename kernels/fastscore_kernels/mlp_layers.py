@@ -10,6 +10,7 @@ energies (`mlp_whole` has their values), and wide networks. `evaluate` and `diff
     "bilinear"   zd_2 = M d_1, one column;           its sum at the last layer, and d_1 . c
     "value"      no tangents
     "laplacian"  zd_2 as above, hl_1 = e_1 * |W_1|^2; the gradient w'hd_L and the Laplacian w'hl_L
+    "slope", "curvature"  derivatives of an energy along directions: `mlp_along`
 
 Weights of bfloat16 make jets of bfloat16 with sums and outputs in float32. What a gradient needs is kept for one chunk
 of the batch, so that memory does not grow with it.
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fastscore_kernels import mlp_along
 from fastscore_kernels.mlp import ACTIVATIONS
 from fastscore_kernels.mlp_ascent import up
 from fastscore_kernels.mlp_descent import Descent, Gradients
@@ -40,23 +42,50 @@ def rows(mlp: Any, columns: int) -> int:
 
 def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, ...]:
     """The network's output and the form's values."""
-    done = []
+    done: list[tuple[torch.Tensor, ...]] = []
     for part in _chunks(mlp, x, form):
-        tape = up(mlp, x[part], shifts, form, part, kept=False)
-        done.append((tape.out, *tape.values))
+        if form.kind in mlp_along.KINDS:
+            done.append(mlp_along.values(mlp, x[part], _of(shifts, part), form, part))
+        else:
+            tape = up(mlp, x[part], shifts, form, part, kept=False)
+            done.append((tape.out, *tape.values))
     return tuple(done[0] if len(done) == 1 else map(torch.cat, zip(*done, strict=True)))
 
 
 def differentiate(
-    mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
+    mlp: Any,
+    x: torch.Tensor,
+    shifts: Any,
+    form: Any,
+    upstream: Any,
+    wanted: Any,
+    scale: float,
+    reads: bool,
+    outputs: tuple[torch.Tensor, ...] | None = None,
 ) -> Gradients:
-    """Gradients of `sum(upstream * outputs)` in everything wanted, by key."""
+    """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs.
+
+    If the outputs are there already, a form that does not make them on the way takes them.
+    """
     gradients = totals(wanted)
+    along = form.kind in mlp_along.KINDS
+    if along and reads and outputs is None:
+        outputs = evaluate(mlp, x, shifts, form)
     for part in _chunks(mlp, x, form):
-        tape = up(mlp, x[part], shifts, form, part, kept=True)
-        on_out, on_values = upstream(part, tape.out, tape.values)
-        Descent(mlp, shifts, form, part, tape, gradients).run(on_out, on_values, scale)
+        if along:
+            out, *values = (None, None) if outputs is None else (values[part] for values in outputs)
+            above = upstream(part, out, tuple(values))
+            mlp_along.descend(mlp, x[part], _of(shifts, part), form, part, above, gradients)
+        else:
+            tape = up(mlp, x[part], shifts, form, part, kept=True)
+            on_out, on_values = upstream(part, tape.out, tape.values)
+            Descent(mlp, shifts, form, part, tape, gradients).run(on_out, on_values, scale)
     return gradients
+
+
+def _of(shifts: Any, rows: slice) -> Any:
+    """The shifts of some samples."""
+    return tuple(None if u is None else u[rows] for u in shifts or ())
 
 
 def _chunks(mlp: Any, x: torch.Tensor, form: Any) -> list[slice]:

@@ -1,8 +1,9 @@
 """Launchers for whole networks in one launch where no gradient is wanted: deeper traces, their estimates, and energies.
 
-`evaluate` takes the arguments of `fastscore.ops.mlp_tiles` and the forms "tangents", "quadratic" and "laplacian", and
-writes nothing but values per sample. `differentiate` is that of `mlp_layers`, by this count, for a trace of three
-layers of H = 128:
+`evaluate` takes the arguments of `fastscore.ops.mlp_tiles` and the forms "tangents", "quadratic", "laplacian",
+"curvature" and "slope", and writes nothing but values per sample. Gradients of large batches along probes of two
+layers are taken one probe at a time by `mlp`, all others layer by layer (`mlp_layers`), by this count, for a trace of
+three layers of H = 128:
 64 samples' array of a layer takes 32 KB of the 256 KB of registers of a multiprocessor. Values need three, the slopes,
 beside a factor and a sum. Gradients need three more, the sums over tangents of the gradients in the slopes, a tangent
 and a cotangent to go back by, and the gradients of W_2 and W_3, twice 64 KB: 13 arrays' room where there are eight.
@@ -18,18 +19,34 @@ from typing import Any
 import torch
 import triton
 
-from fastscore_kernels import mlp_layers, philox, table
+from fastscore_kernels import mlp as mlp_on_chip
+from fastscore_kernels import mlp_along, mlp_layers, philox, table
 from fastscore_kernels.launch import device_of
 from fastscore_kernels.mlp import ACTIVATIONS, precision
 from fastscore_kernels.mlp_whole_forward import energy_kernel, trace_kernel
 
-differentiate = mlp_layers.differentiate
+# Rows from which the gradient of estimates is taken probe by probe on chip. By count, not measured: a probe has some 25
+# launches of some 5 us then, and spares twelve passes over [B, H], 2 ns a row of H = 128 at the 3 TB/s of an H100.
+_MANY = 1 << 16
+
+FAMILIES = {
+    "tangents": "trace", "quadratic": "estimate", "laplacian": "energy", "slope": "energy", "curvature": "curvature"
+}  # fmt: skip
+"""The part of the launch table by form."""
+
+_HEAVY = {
+    "trace": ({"sine"}, 5),
+    "estimate": ({"sine"}, 5),
+    "energy": ({"gelu_tanh"}, 3),
+    "curvature": ({"gelu_tanh", "gelu", "softplus", "sine"}, 3),
+}
+"""By family, activations that take too many registers, from how many layers on."""
 
 
 def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
     """Whether these kernels serve a network: float32, and a tested launch for its sizes.
 
-    The family is "trace", "estimate" (along probes) or "energy".
+    The family is "trace" or "energy", or along probes "estimate" or "curvature".
     """
     known = x.dtype == torch.float32 and set(mlp.activations) <= ACTIVATIONS
     return known and fits(family, mlp.activations) and options(mlp, x, narrow, family) is not None
@@ -37,8 +54,8 @@ def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
 
 def fits(family: str, activations: tuple[str, ...]) -> bool:
     """Whether activations leave the registers that the table counts on; a few take more than the others."""
-    heavy, depth = ("gelu_tanh", 3) if family == "energy" else ("sine", 5)
-    return heavy not in activations or len(activations) < depth
+    heavy, depth = _HEAVY[family]
+    return len(activations) < depth or not heavy & set(activations)
 
 
 def options(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> dict[str, int] | None:
@@ -47,40 +64,48 @@ def options(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> dict[str, i
 
 
 def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.Tensor, ...]:
-    """Score `[B, D]` and trace `[B, 1]` or forms `[B, K]`; or energy `[B, 1]`, score and Laplacian `[B]`."""
-    family = {"laplacian": "energy", "quadratic": "estimate", "tangents": "trace"}[form.kind]
-    energy, narrow = family == "energy", mlp.weights[0].dtype == torch.bfloat16
-    launch: Any = options(mlp, x, narrow, family)
-    rounding = precision(x.device, narrow)
+    """Score `[B, D]` and trace `[B, 1]` or forms `[B, K]`; or energy `[B, 1]`, score and what is asked of second order.
+
+    That is the Laplacian `[B]`, forms `[B, K]`, or with "slope" nothing.
+    """
+    family = FAMILIES[form.kind]
+    energy, along = family in ("energy", "curvature"), family in ("estimate", "curvature")
+    launch: Any = options(mlp, x, mlp.weights[0].dtype == torch.bfloat16, family)
+    rounding = precision(x.device, mlp.weights[0].dtype == torch.bfloat16)
     weights, apart = [w.detach().contiguous() for w in mlp.weights], 0
-    score = _empty(x, *x.shape)
-    given: dict[str, Any] = {"score_ptr": score, "x_ptr": x.contiguous(), "last_ptr": weights.pop()}
+    made: dict[str, Any] = {"energy_ptr": _empty(x, len(x), 1)} if energy else {}
+    made["score_ptr"] = _empty(x, *x.shape)
+    if form.kind != "slope":
+        shape = {"energy": (), "trace": (1,)}.get(family, (form.columns,))
+        made["laplacian_ptr" if energy else "trace_ptr"] = _empty(x, len(x), *shape)
+    given: dict[str, Any] = {"x_ptr": x.contiguous(), "last_ptr": weights.pop(), **made}
     given["seeds_ptr"] = None if family == "estimate" else form.parameters[2].contiguous()
     if energy:
-        total = _empty(x, len(x))
-        out, kernel = _empty(x, len(x), 1), energy_kernel
-        given |= {"energy_ptr": out, "laplacian_ptr": total, "squares_ptr": form.parameters[0]}
+        given.setdefault("laplacian_ptr", None)
+        given["squares_ptr"] = form.parameters[0] if form.kind == "laplacian" else None
         turned = tuple(w.t().contiguous() for w in weights[1:])
         given["turned"] = None if rounding in ("bf16", "tf32x3") else turned
-    else:
-        estimate = family == "estimate"
-        total, kernel = _empty(x, len(x), form.columns if estimate else 1), trace_kernel
-        seed, first = (form.noise.seed, form.noise.first) if estimate else (0, 0)
-        key_low, key_high = philox.as_int32(seed, seed >> 32)
-        given |= {"trace_ptr": total, "first_chain": first, "key_low": key_low, "key_high": key_high}
-        given |= {"K": form.columns, "PROBE": form.noise.kind if estimate else None}
-        weights += [form.parameters[-1].detach().t().contiguous()] if estimate else []
+    elif along:
+        weights.append(form.parameters[-1].detach().t().contiguous())
+    nothing = form.kind == "slope" or (form.kind == "laplacian" and mlp.depth == 1)
+    seed, first = (form.noise.seed, form.noise.first) if along else (0, 0)
+    key_low, key_high = philox.as_int32(seed, seed >> 32)
     factors = tuple(weights)
     if rounding == "tf32x3":
         factors, apart = _parts(weights)
     with device_of(x):
-        kernel[(triton.cdiv(len(x), launch["COLUMNS"]),)](
+        (energy_kernel if energy else trace_kernel)[(triton.cdiv(len(x), launch["COLUMNS"]),)](
             **given,
             weights=factors,
             biases=tuple(None if b is None else b.detach().contiguous() for b in mlp.biases),
             shifts=tuple(None if u is None else u.contiguous() for u in shifts or (None,) * len(mlp.weights)),
             n_rows=len(x),
+            first_chain=first,
+            key_low=key_low,
+            key_high=key_high,
             D=x.shape[1],
+            K=0 if nothing else form.columns,
+            PROBE=form.noise.kind if along else None,
             DEPTH=mlp.depth,
             WIDTHS=mlp.widths,
             PHIS=mlp.activations,
@@ -89,7 +114,20 @@ def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.T
             APART=apart,
             **launch,
         )
-    return (out, score, total) if energy else (score, total)
+    return tuple(made.values())
+
+
+def differentiate(
+    mlp: Any, x: torch.Tensor, shifts: Any, form: Any, upstream: Any, wanted: Any, scale: float, reads: bool
+) -> dict[Any, torch.Tensor]:
+    """Gradients of `sum(upstream * outputs)` in everything wanted, by key; `reads`: upstream looks at the outputs."""
+    narrow = mlp.weights[0].dtype == torch.bfloat16
+    dual = form.kind == "quadratic" and mlp.depth == 2 and not any(mlp.residuals) and len(x) >= _MANY
+    dual = dual and mlp_on_chip.supported(mlp, x, narrow, "dual")
+    ahead = reads and (dual or form.kind in mlp_along.KINDS)
+    outputs = evaluate(mlp, x, shifts, form) if ahead else None
+    module = mlp_on_chip if dual else mlp_layers
+    return module.differentiate(mlp, x, shifts, form, upstream, wanted, scale, reads, outputs)
 
 
 def _parts(weights: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], int]:

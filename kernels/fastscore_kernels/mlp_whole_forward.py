@@ -12,9 +12,10 @@ adjoints `a_L = w`, `a_{l-1} = W_l' (d_l a_l) (+ a_l)`, which need no tangents,
 
     s = -W_1' (d_1 a_1),   lap E = a_1 e_1 . |W_1|^2 + sum_k sum_{l > 1} a_l e_l . Q_l^2,          `energy_kernel`
 
-with `e_l = phi_l''(z_l)` (the forward Laplacian of Li et al. 2024 with its sums exchanged: `reference.mlp`). Nothing
-but x, shifts and weights is read, nothing but values per sample is written: a tangent of a layer, which costs four
-passes over [B, H] in memory layer by layer, costs its product alone here.
+with `e_l = phi_l''(z_l)` (the forward Laplacian of Li et al. 2024 with its sums exchanged: `reference.mlp`); along a
+probe `v' (d2E/dx2) v = sum_l a_l e_l . Q_l^2` with `Q_1 = W_1 v`. Nothing but x, shifts and weights is read, nothing
+but values per sample is written: a tangent of a layer, which costs four passes over [B, H] in memory layer by layer,
+costs its product alone here.
 
 Weights (W_1 to W_L), transposes, biases and shifts are tuples by layer; None where there is none. Edges are as in
 `mlp_tiles`. PRECISION is as there, or "bf16x6": each weight is the sum of three of bfloat16, which lie APART (else 0).
@@ -178,7 +179,7 @@ def trace_kernel(
         tl.store(trace_ptr + first + rows, trace, mask=rows < n_rows - first)
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_chain", "key_low", "key_high"])
 def energy_kernel(
     energy_ptr,
     score_ptr,
@@ -192,7 +193,12 @@ def energy_kernel(
     biases,
     shifts,
     n_rows,
+    first_chain,
+    key_low,
+    key_high,
     D: tl.constexpr,
+    K: tl.constexpr,
+    PROBE: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTHS: tl.constexpr,
     PHIS: tl.constexpr,
@@ -203,6 +209,9 @@ def energy_kernel(
     WIDTH: tl.constexpr,
 ):
     """Energy `[n]`, score `[n, D]` and Laplacian `[n]`; seeds are W_1', squares `|W_1|^2` by rows, `[H_1]`, last is w.
+
+    K is D, or 0 of one layer. With a PROBE, its kind, K forms `v' (d2E/dx2) v`, `[n, K]`, instead; squares are None
+    then. The Laplacian's pointer is None where the score is all that is asked for.
 
     `turned` are W_2' to W_L', or None where tensor cores read a factor either way, as they do in bfloat16.
     """
@@ -234,14 +243,25 @@ def energy_kernel(
         a = below + a if RESIDUALS[layer] else below
         curvatures = (a * bends[layer - 1],) + curvatures  # type: ignore[assignment]  # noqa: RUF005
     keep_forms(score_ptr, a * slopes[0], seeds_ptr, None, None, -1.0, first, n_rows, units, COLUMNS, WIDTHS[0], D)
-    laplacian = tl.sum(curvatures[0] * column(squares_ptr, units, WIDTHS[0]), 0)
-    if DEPTH > 1:
-        for k in range(0, D):
-            t = slopes[0] * column(seeds_ptr + k * WIDTHS[0], units, WIDTHS[0])
+    if laplacian_ptr is not None:
+        rows = tl.arange(0, COLUMNS)
+        laplacian = tl.zeros([COLUMNS], tl.float32)
+        if PROBE is None:
+            laplacian += tl.sum(curvatures[0] * column(squares_ptr, units, WIDTHS[0]), 0)
+        for k in range(0, K):
+            if PROBE is None:
+                t = slopes[0] * column(seeds_ptr + k * WIDTHS[0], units, WIDTHS[0])
+            else:
+                v = tl.trans(probes.tile(key_low, key_high, first_chain + first + rows, features, D, PROBE, k))
+                q = multiply(inner[0], v, PRECISION)
+                laplacian = tl.sum(curvatures[0] * q * q, 0)
+                t = slopes[0] * q
             for layer in tl.static_range(1, DEPTH):
                 q = multiply(inner[layer], t, PRECISION)
                 laplacian += tl.sum(curvatures[layer] * q * q, 0)
                 if layer < DEPTH - 1:
                     t = slopes[layer] * q + t if RESIDUALS[layer] else slopes[layer] * q
-    rows = tl.arange(0, COLUMNS)
-    tl.store(laplacian_ptr + first + rows, laplacian, mask=rows < n_rows - first)
+            if PROBE is not None:
+                tl.store(laplacian_ptr + first * K + (rows * K + k), laplacian, mask=rows < n_rows - first)
+        if PROBE is None:
+            tl.store(laplacian_ptr + first + rows, laplacian, mask=rows < n_rows - first)

@@ -18,11 +18,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def taken(monkeypatch) -> list[str]:
-    """Which kernels were asked for gradients."""
+    """Which kernels were asked for gradients; whole networks ask those of the layers in their turn."""
     asked: list[str] = []
-    for module in (mlp, mlp_layers, mlp_whole):  # the last takes that of the layers
+    for module in (mlp, mlp_layers, mlp_whole):
 
-        def differentiate(*args, real=module.differentiate, name=module.differentiate.__module__):
+        def differentiate(*args, real=module.differentiate, name=module.__name__):
             asked.append(name.rpartition(".")[2])
             return real(*args)
 
@@ -49,8 +49,12 @@ NETWORKS = {
     "two": (lambda: fastscore.ScoreMLP(dim=3, width=33, depth=2), "mlp"),
     "two-residual": (residual_network, "mlp"),
     "two-wide": (lambda: fastscore.ScoreMLP(dim=3, width=257, depth=2), "mlp_layers"),
-    "four": (lambda: fastscore.ScoreMLP(dim=3, width=20, depth=4), "mlp_layers"),
+    "four": (lambda: fastscore.ScoreMLP(dim=3, width=20, depth=4), "mlp_whole"),
     "told": (lambda: fastscore.ScoreMLP(dim=3, width=20, depth=2, cond_dim=1), "mlp"),
+    "energy-one": (lambda: fastscore.EnergyMLP(dim=3, width=20, depth=1), "mlp_whole"),
+    "energy-three": (lambda: fastscore.EnergyMLP(dim=3, width=20, depth=3), "mlp_whole"),
+    "energy-wide": (lambda: fastscore.EnergyMLP(dim=3, width=257, depth=2), "mlp_layers"),
+    "energy-told": (lambda: fastscore.EnergyMLP(dim=3, width=20, depth=2, cond_dim=1), "mlp_whole"),
 }
 
 
@@ -64,34 +68,36 @@ def gradients(net: torch.nn.Module, backend: str, dtype: torch.dtype, **how: obj
         how["cond"] = sigma[:, None]
     how["sigma"] = sigma if how.pop("many", False) else 0.4
     with fastscore.use_backend(backend):
-        loss = fastscore.denoising_score_matching(net, x, seed=5, first_chain=2**32 - 9, **how)
+        score = net.score if isinstance(net, fastscore.EnergyMLP) else net
+        loss = fastscore.denoising_score_matching(score, x, seed=5, first_chain=2**32 - 9, **how)
         (3 * loss).backward()
-    return [loss.detach(), *(p.grad.clone() for p in net.parameters())]
+    # An energy's last bias is in no score: None of autograd, zero of the kernels.
+    return [loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters())]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_loss_and_gradients(name, taken):
     make, module = NETWORKS[name]
     torch.manual_seed(0)
-    net, how = make(), {"many": name in ("two", "four", "told"), "told": name == "told"}
+    net, how = make(), {"many": name in ("two", "four", "told", "energy-told"), "told": name.endswith("told")}
     how |= {"weighting": "none", "reduction": "sum"} if name == "one" else {}
     exact = gradients(net, "torch", torch.float64, **how)
     assert not taken
     found = gradients(net, "triton", torch.float32, **how)
-    assert taken == [module]
+    assert taken == ([module, "mlp_layers"] if module == "mlp_whole" else [module])
     for f, e in zip(found, exact, strict=True):
         assert (f.cpu().double() - e).abs().max() <= 5e-6 * e.abs().max().clamp(min=1)
 
 
 def test_chunks_add_up(monkeypatch, taken):
     torch.manual_seed(0)
-    for depth, module in ((2, mlp), (3, mlp_layers)):
-        net = fastscore.ScoreMLP(dim=3, width=20, depth=depth)
+    nets = fastscore.ScoreMLP(3, 20, 2), fastscore.ScoreMLP(3, 20, 3), fastscore.EnergyMLP(3, 20, 2)
+    for net, module in zip(nets, (mlp, mlp_layers, mlp_layers), strict=True):
         monkeypatch.setattr(module, "_CHUNK", 20 * 10)
         exact = gradients(net, "torch", torch.float64, many=True)
         for f, e in zip(gradients(net, "triton", torch.float32, many=True), exact, strict=True):
             assert (f.cpu().double() - e).abs().max() <= 5e-6 * e.abs().max().clamp(min=1)
-    assert taken == ["mlp", "mlp_layers"]
+    assert taken == ["mlp", *["mlp_whole", "mlp_layers"] * 2]
 
 
 def test_what_else_is_asked_takes_the_plain_way(taken):

@@ -11,6 +11,7 @@ from tests.kernels.test_mlp_layers import DEVICE, Case, close
 
 pytest.importorskip("triton")
 from fastscore_kernels import mlp as kernels
+from fastscore_kernels import mlp_whole
 
 SIGNS, NORMAL = ops.Probes(seed=7), ops.Probes(seed=8, kind="normal", first_sample=2**33)
 
@@ -74,6 +75,17 @@ def test_the_order_of_programs_does_not_matter(monkeypatch):
         assert all(torch.equal(f, b) for f, b in zip(found, again, strict=True))
 
 
+@pytest.mark.parametrize("widths", [(20, 24), (48, 128)])
+def test_several_probes_add_up(widths, launches, monkeypatch):
+    """In large batches one launch of each kernel a probe and chunk, and all forms in one before them."""
+    case = Case(rows=23, dim=3, widths=widths, probes=ops.Probes(seed=9, count=3, kind="normal"))
+    monkeypatch.setattr(mlp_whole, "_MANY", 23)
+    monkeypatch.setattr(kernels, "_CHUNK", max(widths) * 12)
+    for found, exact in zip(case.fused("xuwb"), case.exact("xuwb"), strict=True):
+        close(found, exact)
+    assert launches == ["upper", "lower"] * 3 * 2
+
+
 def test_weighted_trace():
     """v'CJv, and the gradient in C."""
     case = Case(rows=6, dim=3, widths=(20, 24), probes=SIGNS)
@@ -90,16 +102,20 @@ def test_weighted_trace():
     close(*results)
 
 
-def test_a_training_step_through_the_public_loss(launches):
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_training_step_through_the_public_loss(launches, count, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(mlp_whole, "_MANY", 37)
     net = fastscore.ScoreMLP(dim=2, width=20, depth=2)
     x = torch.randn(37, 2, dtype=torch.float64)
     found = {}
     for backend, dtype, device in (("torch", torch.float64, "cpu"), ("triton", torch.float32, DEVICE)):
         net.to(device, dtype).zero_grad()
         with fastscore.use_backend(backend):
-            loss = fastscore.implicit_score_matching(net, x.to(device, dtype), trace="hutchinson", seed=3)
+            loss = fastscore.implicit_score_matching(
+                net, x.to(device, dtype), trace="hutchinson", n_probes=count, seed=3
+            )
             loss.backward()
         found[backend] = [loss.detach(), *(p.grad.clone() for p in net.parameters())]
-    assert launches == ["forward", "upper", "lower"]
+    assert launches == ["forward"] * (count == 1) + ["upper", "lower"] * count
     close(found["triton"], [t.cpu() for t in found["torch"]])

@@ -23,6 +23,7 @@ CASES = {
     "estimate-2-of-2": Case(widths=(20, 24), probes=Probes(seed=1, count=2)),
     "trace-3": Case(widths=(20, 24, 18)),
     "energy-2": Case(widths=(20, 24), energy=True),
+    "curvature-2": Case(widths=(20, 24), energy=True, probes=Probes(seed=1)),
 }
 
 

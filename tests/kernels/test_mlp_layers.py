@@ -72,7 +72,7 @@ class Case:
         """What is asked of the network: by brute force (x needs gradients), or by the operations."""
         if not exact:
             if self.energy:
-                return list(ops.energy_terms(mlp, x, shifts))
+                return list(ops.energy_terms(mlp, x, shifts, probes=self.probes))
             if self.probes is not None:
                 return list(ops.score_and_quadratic(mlp, x, shifts, probes=self.probes))
             return list(ops.score_and_trace(mlp, x, shifts))
@@ -81,13 +81,13 @@ class Case:
         score = -torch.autograd.grad(out.sum(), x, create_graph=True)[0] if self.energy else out
         rows = [torch.autograd.grad(s.sum(), x, create_graph=True)[0] for s in score.unbind(1)]
         jacobian = torch.stack(rows, 1)
-        if self.energy:
-            return [out.squeeze(1), score, -jacobian.diagonal(0, 1, 2).sum(1)]
         if self.probes is not None:
             with fastscore.use_backend("torch"):
                 v = self.probes.draw(slice(0, len(x)), x.detach().float()).double()
-            return [score, torch.einsum("bki,bij,bkj->bk", v, jacobian, v)]
-        return [score, jacobian.diagonal(0, 1, 2).sum(1)]
+            second = torch.einsum("bki,bij,bkj->bk", v, jacobian, v)
+        else:
+            second = jacobian.diagonal(0, 1, 2).sum(1)
+        return [out.squeeze(1), score, -second] if self.energy else [score, second]
 
     def exact(self, needs: str = "") -> tuple[list[Tensor], list[Tensor]]:
         """Values and gradients by brute force."""
@@ -153,6 +153,10 @@ CASES = {
     "energy-2-residual": Case(widths=(20, 20), energy=True, residuals=(1,)),
     "energy-3": Case(energy=True, bare=True),
     "energy-4-residuals": Case(widths=(20, 20, 20, 20), residuals=(1, 2, 3), energy=True, dim=2),
+    "curvature-1": Case(widths=(20,), energy=True, probes=TWO),
+    "curvature-2-residual": Case(widths=(20, 20), energy=True, residuals=(1,), probes=NORMAL, rows=33),
+    "curvature-3": Case(energy=True, bare=True, probes=ops.Probes(seed=9), rows=1),
+    "curvature-4-residual-3": Case(widths=(16, 20, 20, 18), residuals=(2,), energy=True, probes=NORMAL, rows=65, dim=2),
     "energy-2-two-blocks": Case(widths=(130, 129), rows=9, dim=2, energy=True, bare=True),
 }
 
@@ -183,6 +187,7 @@ KINDS = {
     "trace": {"widths": (18, 18, 18), "residuals": (2,)},
     "estimate": {"widths": (18, 18), "probes": TWO},
     "energy": {"widths": (18, 18), "energy": True},
+    "curvature": {"widths": (18, 18), "energy": True, "probes": TWO},
 }
 
 
@@ -261,7 +266,7 @@ def test_large_and_small_inputs(power):
         case = Case(rows=4, dim=2, names=("silu", "gelu_tanh"), bare=True, **KINDS[kind])
         case.made["x"] = [case.made["x"][0] * 2.0**power]
         found = case.fused("w")
-        if kind == "energy" and power > 0:  # autograd's own third derivative of torch's GELU is NaN there
+        if case.energy and power > 0:  # autograd's own third derivative of torch's GELU is NaN there
             assert all(t.isfinite().all() for group in found for t in group)
             continue
         for group, exact in zip(found, case.exact("w"), strict=True):
@@ -275,6 +280,10 @@ LOSSES = {
         {"trace": "hutchinson", "n_probes": 2, "seed": 3},
     ),
     "energy": (lambda: fastscore.EnergyMLP(dim=2, width=20, depth=2), {}),
+    "curvature": (
+        lambda: fastscore.EnergyMLP(dim=2, width=20, depth=3),
+        {"trace": "hutchinson", "n_probes": 2, "seed": 3},
+    ),
 }
 
 
@@ -289,7 +298,7 @@ def test_a_training_step_through_the_public_loss(kind, launches):
     for backend, dtype, device in (("torch", torch.float64, "cpu"), ("triton", torch.float32, DEVICE)):
         net.to(device, dtype).zero_grad()
         with fastscore.use_backend(backend):
-            score = net.score if kind == "energy" else net
+            score = net.score if isinstance(net, fastscore.EnergyMLP) else net
             loss = fastscore.implicit_score_matching(score, x.to(device, dtype), **how)
             loss.backward()
         found[backend] = [loss.detach(), *(p.grad.clone() for p in net.parameters())]

@@ -58,13 +58,14 @@ def test_error_is_at_most_twice_that_of_torch(kind, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("kind", ["score", "estimate", "energy"])
+@pytest.mark.parametrize("kind", ["score", "estimate", "energy", "curvature"])
 def test_a_training_step_under_autocast(kind):
     """The public loss takes the kernels, and leaves gradients in the parameters' own precision."""
     torch.manual_seed(1)
-    net = (fastscore.EnergyMLP if kind == "energy" else fastscore.ScoreMLP)(dim=2, width=32, depth=2).to(DEVICE)
-    score, how = net.score if kind == "energy" else net, {}
-    if kind == "estimate":
+    energy = kind in ("energy", "curvature")
+    net = (fastscore.EnergyMLP if energy else fastscore.ScoreMLP)(dim=2, width=32, depth=2).to(DEVICE)
+    score, how = net.score if energy else net, {}
+    if kind in ("estimate", "curvature"):
         how = {"trace": "hutchinson", "seed": 3}
     x = torch.randn(20, 2, device=DEVICE)
     found = []
