@@ -32,6 +32,7 @@ class Network:
     scales: Tensor | None  # [3, rows]
     turn: int = 0  # hidden layers of an energy, whose other layers are their transposes; 0 for a score
     top: Tensor | None = None  # [H_L], minus the weights of an energy's output
+    base: float = 0.0  # minus its bias
 
     def constants(self) -> tuple[object, ...]:
         """What the kernels take it as."""
@@ -45,7 +46,15 @@ class Network:
             ctypes.c_uint64(0 if rows is None else rows.shape[1]),
             ctypes.c_int(self.turn),
             _cpu_build.pointer(self.top),
+            ctypes.c_float(self.base),
         )
+
+    def descends(self, other: Network) -> bool:
+        """Whether the other is an energy of the same gradient, none of them with shifts of its own for a chain."""
+        if self.top is None or other.top is None or self.shifts is not None or other.shifts is not None:
+            return False
+        alike = (self.sizes, self.kinds) == (other.sizes, other.kinds)
+        return alike and torch.equal(self.panels, other.panels) and torch.equal(self.top, other.top)
 
     def work(self) -> int:
         """How many exponentials cost as much as one feature of the value."""
@@ -62,7 +71,8 @@ def pack(
         x: `[B, D]`.
         shifts: one `[B, H_l]`, `[1, H_l]` or None for each of the linear layers, or `()`.
         scales: c_in, c_out and c_skip of a score, each `[B, 1]`, `[1, 1]` or None, or `()`.
-        energy: the network is an energy's, whose score is asked for.
+        energy: the network is an energy's, whose score (and logarithm of the density) is asked for; its output's shift
+            is not looked at.
     """
     if not set(mlp.activations) <= set(_KINDS) or (found := _cpu_chain.library(x)) is None:
         return None
@@ -93,6 +103,7 @@ def pack(
             scales=_columns(x, scales, [1, 1, 1], [1.0, 1.0, 0.0]),
             turn=hidden if energy else 0,
             top=-mlp.weights[-1][0] if energy else None,
+            base=-float(mlp.biases[-1]) if energy and mlp.biases[-1] is not None else 0.0,
         )
 
 

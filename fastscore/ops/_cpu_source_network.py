@@ -149,9 +149,18 @@ static void layer(const float *w, const vf *restrict h, int n_in, int n_out, int
 /* What a chain needs of a network: its packed panels; the numbers of inputs and outputs of its layers, `sizes`; shifts
    [sum of all outputs][rows] of the layers' preactivations and scales [3][rows] (of the input, of the output, of the
    input added to it) for every chain, or null; rows is a multiple of G. Of an energy, layers before `turn` are the
-   hidden ones, the others their transposes on the way down, and `top` is minus the output's weights. */
+   hidden ones, the others their transposes on the way down, and `top` and `base` are minus the output's weights and
+   bias: log p is `top . h + base`, which is left behind the layers in the scratch. */
 typedef struct { int n_layers, widest; const int *sizes, *kinds, *residuals; const float *packed, *shifts, *scales;
-                 u64 rows; int turn; const float *top; } Network;
+                 u64 rows; int turn; const float *top; float base; } Network;
+
+/* value = top . h + base of one group of chains. */
+static void turned(const vf *restrict h, const Network *net, int width, float *restrict value) {
+  vf sum[2] = {ALL(net->base), ALL(net->base)};
+  for (int m = 0; m < width; m++)
+    for (int half = 0; half < 2; half++) sum[half] = FMA(ALL(net->top[m]), h[2 * m + half], sum[half]);
+  memcpy(value, sum, sizeof sum);
+}
 
 /* h *= slopes, each unit times its weight in `top` if that is not null. */
 static void bend(vf *restrict h, const vf *restrict slopes, const float *top, int width) {
@@ -171,7 +180,10 @@ static void network_score(const Source *source, u64 row, int n, const float *x, 
       for (int i = 0; i < G; i++) h[d * G + i] = scale ? scale[i] * x[d * W + from + i] : x[d * W + from + i];
     for (int l = 0; l < net->n_layers; l++) {
       const int n_in = net->sizes[l], n_out = net->sizes[l + 1], up = l < turn;
-      if (turn && l == turn) bend((vf *)h, (vf *)(slopes + (turn - 1) * layer_size), net->top, n_in);
+      if (turn && l == turn) {
+        turned((vf *)h, net, n_in, work + (2 + turn) * layer_size + from);
+        bend((vf *)h, (vf *)(slopes + (turn - 1) * layer_size), net->top, n_in);
+      }
       layer(w, (vf *)h, n_in, n_out, net->kinds[l], net->residuals[l], !turn || up ? shift : 0, net->rows, (vf *)out,
             up ? (vf *)(slopes + l * layer_size) : 0);
       if (turn && !up && l + 1 < net->n_layers)

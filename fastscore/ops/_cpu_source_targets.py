@@ -5,7 +5,8 @@ the algorithms below take any. The bits of a chain do not depend on the batch it
 """
 
 TARGETS = r"""
-/* A source of scores of its own constants, the scratch it works in, and log p of the W states x, or null. */
+/* A source of scores of its own constants, the scratch it works in, and log p of the W states x whose scores it made
+   last, or null. */
 typedef struct Target {
   Source source; size_t work; void (*log_prob)(const struct Target *, const float *x, float *work, float *value);
   union { Mixture mixture; Network network; struct { float barrier, log_normaliser; } wells; } of;
@@ -78,6 +79,12 @@ static void double_well_log_prob(const Target *target, const float *x, float *wo
     }
 }
 
+static void network_log_prob(const Target *target, const float *x, float *work, float *restrict value) {
+  const Network *net = &target->of.network;
+  (void)x;
+  memcpy(value, work + (2 + (size_t)net->turn) * (size_t)net->widest * G, W * sizeof(float));
+}
+
 size_t target_size(void) { return sizeof(Target); }
 
 void mixture_target(Target *to, int n_components, int dim, int full, const float *means, const float *inverse,
@@ -97,13 +104,13 @@ void double_well_target(Target *to, int dim, float barrier, float log_normaliser
 
 void network_target(Target *to, int n_layers, const int *sizes, const int *kinds, const int *residuals,
                     const float *packed, const float *shifts, const float *scales, u64 rows, int turn,
-                    const float *top) {
+                    const float *top, float base) {
   int widest = 0;
   for (int l = 0; l <= n_layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
-  to->of.network = (Network){n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows, turn, top};
+  to->of.network = (Network){n_layers, widest, sizes, kinds, residuals, packed, shifts, scales, rows, turn, top, base};
   to->source = (Source){network_score, sizes[0], &to->of.network};
-  to->work = (2 + (size_t)turn) * (size_t)widest * G;
-  to->log_prob = 0;
+  to->work = (2 + (size_t)turn) * (size_t)widest * G + W;
+  to->log_prob = turn ? network_log_prob : 0;
 }
 
 /* Rows row, ... of x [*, dim], features first; the last of n rows is repeated. */

@@ -70,7 +70,7 @@ class Target:
         return self._value(x, None)
 
     def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p `[B]` and its gradient; not of a network."""
+        """log p `[B]` and its gradient; not of a network that gives a score."""
         log_prob = x.new_empty(len(x))
         return log_prob, self._value(x, log_prob)
 

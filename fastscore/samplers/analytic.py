@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,11 +60,17 @@ def level(score_fn: _checks.Score, x: Tensor, sigma: float) -> Mixture | _cpu_ne
 
 
 def density(log_prob: Any, score_fn: Any, x: Tensor) -> Source | None:
-    """The target whose own `log_prob` this is, and its own `score` if one is given, as `compiled`."""
-    if x.dim() != 2 or x.dtype != torch.float32 or (target := _target(log_prob, "log_prob", x)) is None:
+    """Where `log_prob` is a target's own, or a network, and the score that one's own if it is given, as `compiled`."""
+    if x.dim() != 2 or x.dtype != torch.float32:
         return None
-    own = score_fn is None or _owner(score_fn, "score", x) is log_prob.__self__
-    return target if own else None
+    if (target := _target(log_prob, "log_prob", x)) is not None:
+        own = score_fn is None or _owner(score_fn, "score", x) is log_prob.__self__
+        return target if own else None
+    if (found := _log_density(log_prob, x)) is None or score_fn is None:
+        return found
+    reading = _network(score_fn, x, None)
+    other = None if reading is None else _packed(reading, x)
+    return found if isinstance(other, _cpu_network.Network) and found.descends(other) else None
 
 
 def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: int) -> None:
@@ -73,15 +80,34 @@ def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: i
     bits.
     """
     analytic = any(_owner(score_fn, name, x) is not None for name in ("score", "noisy_score", "log_prob"))
-    whole = analytic or _network(score_fn, x, cond) is not None
+    whole = analytic or _network(score_fn, x, cond, "score", "energy_score", "energy") is not None
     expect(x, REPAYS if whole else n_steps * x.numel())
 
 
-def _network(score_fn: Any, x: Tensor, cond: Tensor | None) -> Reading | None:
+def _network(fn: Any, x: Tensor, cond: Tensor | None, *kinds: str) -> Reading | None:
+    """A network, if what it gives is of these kinds (a score, by default), and its chains are worth compiled code."""
     if len(x) < _COMPILED_ROWS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return None
-    reading = read(score_fn, x, cond)
-    return reading if reading is not None and reading.kind in ("score", "energy_score") else None
+    reading = read(fn, x, cond)
+    return reading if reading is not None and reading.kind in (kinds or ("score", "energy_score")) else None
+
+
+def _log_density(log_prob: Any, x: Tensor) -> _cpu_network.Network | None:
+    """A network that gives log p, `[B]`, as the energy `-log p`."""
+    reading = _network(log_prob, x, None, "energy")
+    if reading is None or reading.in_scale is not None or reading.skip is not None:
+        return None
+    *shifts, last = reading.shifts
+    told = [t for t in (last, reading.out_scale) if t is not None]
+    if any(len(t) > 1 and t.stride(0) for t in told) or log_prob(x[:1]).dim() != 1:
+        return None
+    *weights, top = reading.mlp.weights
+    *biases, base = reading.mlp.biases
+    with torch.no_grad():
+        scale = -x.new_ones(1) if reading.out_scale is None else -reading.out_scale[0]
+        constant = sum((t.reshape(-1)[:1] for t in (base, last) if t is not None), x.new_zeros(1))
+        energy = replace(reading.mlp, weights=(*weights, scale * top), biases=(*biases, scale * constant))
+    return _cpu_network.pack(energy, x, (*shifts, None), energy=True)
 
 
 def _packed(reading: Reading, x: Tensor, rows: int | None = None) -> _cpu_network.Network | None:

@@ -194,6 +194,61 @@ def test_weights_may_change_between_steps() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def corrected(log_prob: Any, x: Tensor = X, n_steps: int = 20, **options: Any) -> Any:
+    return fastscore.mala(log_prob, x, **{"step_size": 1.0, "n_steps": n_steps, "seed": 5} | options)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_log_density_of_an_energy(name: str) -> None:
+    """With whatever scales and moves it, and the output's bias, which no score has."""
+    torch.manual_seed(3)
+    net = EnergyMLP(3, 37, 3, name)
+    torch.nn.init.constant_(net.layers[-1].bias, 0.7)
+    for log_prob, scale, added in ((lambda x: -net(x), -1.0, 0.0), (lambda x: 3 - 0.5 * net(x), -0.5, 3.0)):
+        source = analytic.density(log_prob, None, X)
+        assert source is not None
+        target = _cpu_target.of(source, X)
+        assert target is not None
+        found, score = target.density(X)
+        exact = net.double()(X.double()).detach()
+        torch.testing.assert_close(found.double(), scale * exact + added, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(score.double(), -scale * net.score(X.double()).detach(), rtol=1e-5, atol=1e-6)
+        net.float()
+
+
+def test_corrected_chains_are_the_generic_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the energy alone or its score beside it; and the same bits however they are cut."""
+    torch.manual_seed(0)
+    net = EnergyMLP(3, 40, 2)
+    for weight in net.parameters():
+        weight.data *= 2  # so that some proposals are refused
+    options: dict[str, Any] = {"first_chain": 2**32 - 50, "first_step": 17, "return_diagnostics": True}
+    found, diagnostics = corrected(lambda x: -net(x), **options)
+    assert 0.01 < 1 - float(diagnostics["acceptance_rate"].mean()) < 0.9
+    both, _ = corrected(lambda x: -net(x), score_fn=net.score, **options)
+    path = corrected(lambda x: -net(x), return_trajectory=True)
+    assert torch.equal(found, both) and torch.equal(corrected(lambda x: -net(x)), path[:, -1])
+    assert torch.equal(corrected(lambda x: -net(x), path[:, 12], 7, first_step=13), path[:, -1])
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: None)
+    generic, other = corrected(lambda x: -net(x), **options)
+    torch.testing.assert_close(found, generic, rtol=2e-5, atol=2e-5)
+    assert torch.equal(diagnostics["acceptance_rate"], other["acceptance_rate"])
+
+
+def test_log_densities_that_are_not_compiled() -> None:
+    """Another network's score, a column, a scale for every chain, a network of a score."""
+    net, other = EnergyMLP(3, 8, 2), EnergyMLP(3, 8, 2)
+    rows = torch.linspace(1, 2, 300)
+    assert analytic.density(lambda x: -net(x), net.score, X) is not None
+    assert analytic.density(lambda x: -net(x), other.score, X) is None
+    assert analytic.density(lambda x: -net(x), lambda x: 2 * net.score(x), X) is None
+    assert analytic.density(lambda x: -net(x).unsqueeze(1), None, X) is None
+    assert analytic.density(lambda x: -net(x) * rows[: len(x)], None, X) is None
+    assert analytic.density(ScoreMLP(3, 8, 2), None, X) is None
+    with pytest.raises(ValueError, match="one number a row"):
+        corrected(lambda x: -net(x).unsqueeze(1))
+
+
 def test_a_bad_chain_is_named() -> None:
     torch.manual_seed(0)
     net, x = ScoreMLP(3, 40, 2), X.clone()
