@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib.util
 import math
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -241,6 +246,29 @@ def _without_compiler(case: Case, arrays: Arrays) -> Call:
     return slow
 
 
+@functools.cache
+def _of_ziglang() -> ctypes.CDLL | None:
+    """The kernels as a machine without a compiler of its own gets them, from the package `ziglang`."""
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_cpu_build, "_folder", lambda: contextlib.nullcontext(Path(folder))))
+        stack.enter_context(mock.patch.object(_cpu_build.shutil, "which", lambda name: None))
+        return _cpu_build._find(build=True)
+
+
+def _with_ziglang(case: Case, arrays: Arrays) -> Call:
+    if (library := _of_ziglang()) is None:
+        raise NotRunError("no ziglang")
+    call = _ours(case, arrays)
+
+    def made() -> Arrays:
+        with mock.patch.object(_cpu_build, "library", lambda *, build: library):
+            return call()
+
+    return made
+
+
 def _with_compiler(case: Case, arrays: Arrays) -> Call:
     if not arrays["x"].is_cuda and _cpu_build.library(build=True) is None:
         raise NotRunError("no C compiler")
@@ -275,6 +303,7 @@ FAMILY = Family(
         "eager in place": Provider(_in_place),
         "fastscore": Provider(_with_compiler),
         "fastscore, a score it does not know": Provider(functools.partial(_ours, plain=True), unfit=_unfit(2)),
+        "fastscore, ziglang for a C compiler": Provider(_with_ziglang, unfit=_unfit(2, MIXTURES, "cpu")),
         "fastscore, no C compiler": Provider(_without_compiler, unfit=_unfit(2, MIXTURES, "cpu")),
         "torch.compile": Provider(functools.partial(_naive, mode="default"), unfit=_unfit(2)),
         "torch.compile, max-autotune": Provider(

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -172,27 +173,29 @@ def call_langevin(
     x: torch.Tensor | None,
     score: torch.Tensor | None,
     out: torch.Tensor,
-    a: torch.Tensor | None,
-    c: torch.Tensor | None,
+    a: torch.Tensor | ctypes.c_float | None,
+    c: torch.Tensor | ctypes.c_float | None,
     counters: tuple[int, int],
     seed: int,
     stream: int,
     step: int,
     first_chain: int,
 ) -> None:
-    """out = x + a score + c e on contiguous float32 `[B, D]`, a and c 0-dim or `[D]`; e where x is None.
+    """out = x + a score + c e on contiguous float32 `[B, D]`, a and c numbers, 0-dim or `[D]`; e where x is None.
 
     Only the counters `[begin, end)` are worked on, of which every row has ceil(D / 4).
     """
     begin, end = map(ctypes.c_uint64, counters)
-    width, vary = ctypes.c_uint64(out.shape[1]), ctypes.c_uint64(a is not None and a.dim() > 0)
+    width, vary = ctypes.c_uint64(out.shape[1]), ctypes.c_uint64(isinstance(a, torch.Tensor) and a.dim() > 0)
     named = key(seed, step, stream, first_chain)
     loaded.langevin(pointer(x), pointer(score), pointer(out), begin, end, width, vary, pointer(a), pointer(c), *named)
 
 
-def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    """The address of a contiguous tensor's first element, null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def pointer(value: torch.Tensor | ctypes.c_float | None) -> Any:
+    """The address of a contiguous tensor's first element or of a number, null for None."""
+    if isinstance(value, ctypes.c_float):
+        return ctypes.byref(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def key(seed: int, step: int, stream: int, first_chain: int) -> tuple[object, ...]:

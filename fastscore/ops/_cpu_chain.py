@@ -6,8 +6,10 @@ They take contiguous float32 CPU tensors. Whole chains are in `_cpu_target`.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +88,13 @@ def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: in
 
 
 def langevin_step(
-    x: Tensor, score: Tensor, step_size: Tensor, temperature: Tensor, seed: int, step: int, first_chain: int
+    x: Tensor,
+    score: Tensor,
+    step_size: float | Tensor,
+    temperature: float | Tensor,
+    seed: int,
+    step: int,
+    first_chain: int,
 ) -> Tensor | None:
     """x + a score + sqrt(2 a T) e, or None where nothing compiled can make it."""
     if score.dtype != torch.float32 or score.device != x.device or x.dtype != torch.float32:
@@ -94,10 +102,7 @@ def langevin_step(
     if (found := library(x, x.numel())) is None:
         return None
     n, width = x.shape[0], x.shape[1:].numel()
-    a = step_size.detach().to(torch.float32)
-    c = torch.sqrt(2.0 * temperature.to(torch.float32) * a)
-    if a.dim():
-        a, c = (v.reshape(-1).contiguous() for v in (a, c))
+    a, c = _factors(step_size, temperature)
     x, score, out = x.contiguous(), score.contiguous(), _fresh(found, x.shape)
     rows = out.view(n, width)
 
@@ -106,6 +111,22 @@ def langevin_step(
 
     over(run, n * -(-width // 4), x.numel())
     return out
+
+
+def _factors(step_size: float | Tensor, temperature: float | Tensor) -> tuple[Any, Any]:
+    """a and sqrt(2 a T) in float32, tensors or, of numbers, what C takes as one."""
+    if not (isinstance(step_size, Tensor) or isinstance(temperature, Tensor)):
+        return tuple(map(ctypes.c_float, _numbers(step_size, temperature)))  # type: ignore[return-value]
+    a, t = (torch.as_tensor(value, dtype=torch.float32).detach() for value in (step_size, temperature))
+    c = torch.sqrt(2.0 * t * a)
+    return (a.reshape(-1).contiguous(), c.reshape(-1).contiguous()) if a.dim() else (a, c)
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(step_size: float, temperature: float) -> tuple[float, float]:
+    """Kept, for the operations on tensors of one number take as long as a small step; torch's root is not C's."""
+    a, t = (torch.full((), value, dtype=torch.float32, device="cpu") for value in (step_size, temperature))
+    return float(a), float(torch.sqrt(2.0 * t * a))
 
 
 @dataclass(frozen=True)

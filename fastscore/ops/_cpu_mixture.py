@@ -28,6 +28,11 @@ class Constants(NamedTuple):
     log_scale: Floats
     """`[K]`."""
 
+    def common(self) -> np.float32 | None:
+        """What all of L^-1 are, if they are one number on the diagonal."""
+        first: np.float32 = self.inverse.flat[0]
+        return first if self.inverse.ndim == 2 and bool((self.inverse == first).all()) else None
+
 
 @np.errstate(all="ignore")
 def chain(
@@ -52,15 +57,16 @@ def chain(
     """
     (n, dim), (a, c) = x.shape, factors
     seed, stream, step, first_chain = counters
-    state, many = np.ascontiguousarray(x.T), max(1, _NOISE // x.size)
-    score = np.empty((dim, n), np.float32)
-    z, work = (np.empty((dim, len(mixture.means), n), np.float32) for _ in range(2))
+    state, many, common = np.ascontiguousarray(x.T), max(1, _NOISE // x.size), mixture.common()
+    score, logits = np.empty((dim, n), np.float32), np.empty((len(mixture.means), n), np.float32)
+    apart = np.empty((dim, len(mixture.means), n), np.float32)
+    z = apart if common is not None else np.empty_like(apart)
     for start in range(0, len(a), many):
         steps = slice(start, min(start + many, len(a)))
         noise = _cpu_numpy.paths(n, dim, seed, stream, step + start, steps.stop - start, first_chain)
         noise *= c[steps, :, None]
         for done, (made, e) in enumerate(zip(a[steps], noise, strict=True), start + 1):
-            _score(state, mixture, z, work, score)
+            _score(state, mixture, common, (apart, z, logits), score)
             score *= made[:, None]
             state += score
             state += e
@@ -71,26 +77,27 @@ def chain(
     x[...] = state.T
 
 
-def _score(x: Floats, mixture: Constants, z: Floats, work: Floats, score: Floats) -> None:
-    """The score of states `[D, n]`, into `score`; z and work are `[D, K, n]`."""
-    means, inverse, log_scale = mixture
-    np.subtract(x[:, None], means.T[:, :, None], out=work)
-    if inverse.ndim == 2:
-        np.multiply(work, inverse.T[:, :, None], out=z)
-    else:
-        np.einsum("kdj,jkn->dkn", inverse, work, out=z)
-    np.square(z, out=work)
-    logits = work[0]
-    for part in work[1:]:
-        logits += part
-    logits *= np.float32(-0.5)
+def _score(
+    x: Floats, mixture: Constants, common: np.float32 | None, room: tuple[Floats, Floats, Floats], score: Floats
+) -> None:
+    """The score of states `[D, n]`, into `score`; the room is `[D, K, n]` twice (once if `common`) and `[K, n]`."""
+    (means, inverse, log_scale), (apart, z, logits) = mixture, room
+    full, precision = inverse.ndim == 3, np.float32(1) if common is None else common * common
+    np.subtract(x[:, None], means.T[:, :, None], out=apart)
+    if full:
+        np.einsum("kdj,jkn->dkn", inverse, apart, out=z)
+    elif common is None:
+        np.multiply(apart, inverse.T[:, :, None], out=z)
+    np.einsum("dkn,dkn->kn", z, z, out=logits)
+    logits *= np.float32(-0.5) * precision
     logits += log_scale[:, None]
     logits -= logits.max(0)
     weights = np.exp(logits, out=logits)
-    weights /= -weights.sum(0)
-    z *= weights
-    if inverse.ndim == 2:
-        z *= inverse.T[:, :, None]
-        z.sum(1, out=score)
-    else:
+    weights *= -precision / weights.sum(0)
+    if full:
+        z *= weights
         np.einsum("kdj,dkn->jn", inverse, z, out=score)
+    else:
+        if common is None:
+            z *= inverse.T[:, :, None]
+        np.einsum("dkn,kn->dn", z, weights, out=score)

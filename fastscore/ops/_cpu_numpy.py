@@ -44,17 +44,17 @@ def normals(n: int, width: int, seed: int, stream: int, step: int, first_chain: 
 def paths(n: int, width: int, seed: int, stream: int, step: int, n_steps: int, first_chain: int) -> Floats:
     """The normals of many steps, chains last: `[n_steps, width, n]`."""
     groups, out = -(-width // 4), np.empty((n_steps, width, n), np.float32)
-    steps = np.arange(step, step + n_steps, dtype=np.uint64)[:, None]
-    chain = np.arange(first_chain, first_chain + n, dtype=np.uint64)[None]
-    many = max(1, _BLOCK // n)
+    chain, group = np.arange(first_chain, first_chain + n, dtype=np.uint64)[None], np.arange(groups, dtype=np.uint64)
+    many = max(1, _BLOCK // (n * groups))
     for start in range(0, n_steps, many):
+        part = out[start : start + many]
+        steps = np.arange(step + start, step + start + len(part), dtype=np.uint64)
         for first in range(0, n, _BLOCK):
-            rows = chain[:, first : first + _BLOCK]
-            for group in range(groups):
-                at = (_same(group), rows, steps[start : start + many])
-                for lane, values in enumerate(_lanes(seed, stream, at, min(width, 4))):
-                    if (feature := lane * groups + group) < width:
-                        out[start : start + many, feature, first : first + _BLOCK] = values
+            some = slice(first, first + _BLOCK)
+            at = (np.tile(group, len(part))[:, None], chain[:, some], np.repeat(steps, groups)[:, None])
+            for lane, values in enumerate(_lanes(seed, stream, at, min(width, 4))):
+                if (into := part[:, lane * groups : (lane + 1) * groups, some]).size:
+                    into[...] = values.reshape(len(part), groups, -1)[:, : into.shape[1]]
     return out
 
 

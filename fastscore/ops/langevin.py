@@ -19,35 +19,56 @@ from fastscore.reference.philox import Stream
 
 
 def langevin_step(
-    x: Tensor, score: Tensor, step_size: Tensor, temperature: Tensor, seed: int, step: int, first_chain: int
+    x: Tensor,
+    score: Tensor,
+    step_size: float | Tensor,
+    temperature: float | Tensor,
+    seed: int,
+    step: int,
+    first_chain: int,
 ) -> Tensor:
-    """x + a score + sqrt(2 a T) e for x, score `[B, *event]`; a 0-dim or of the event's shape, T 0-dim."""
+    """x + a score + sqrt(2 a T) e for x, score `[B, *event]`; a 0-dim or of the event's shape, T 0-dim, or numbers."""
+    given = (seed, step, first_chain)
     if torch.compiler.is_compiling():
-        return reference.langevin_step(x, score, step_size, temperature, _noise(x, seed, step, first_chain))
+        return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *given))
     if not _differentiated(x, score, step_size):  # to bind the arguments of a Function takes as long as a small step
-        return _step(x, score, step_size, temperature, seed, step, first_chain)
-    return LangevinStep.apply(x, score, step_size, temperature, seed, step, first_chain)  # type: ignore[no-untyped-call, no-any-return]
+        return _step(x, score, step_size, temperature, *given)
+    return LangevinStep.apply(x, score, tensor(step_size, x), tensor(temperature, x), *given)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _differentiated(*tensors: Tensor) -> bool:
-    """Whether a derivative or a transform may be asked of a function of these tensors."""
+def tensor(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number as a tensor of what x is computed in; a tensor as it is."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=noise.computed(x.dtype), device=x.device)
+
+
+def _differentiated(*values: float | Tensor) -> bool:
+    """Whether a derivative or a transform may be asked of a function of these."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _step(
-    x: Tensor, score: Tensor, step_size: Tensor, temperature: Tensor, seed: int, step: int, first_chain: int
+    x: Tensor,
+    score: Tensor,
+    step_size: float | Tensor,
+    temperature: float | Tensor,
+    seed: int,
+    step: int,
+    first_chain: int,
 ) -> Tensor:
     """The primitive: no autograd."""
+    given = (seed, step, first_chain)
     if (kernels := _dispatch.kernels("langevin", x.device)) is not None and x.numel():
-        rows = (x.shape[0], x[0].numel())
-        flat = step_size.flatten() if step_size.dim() else step_size
-        made = kernels.langevin_step(x.reshape(rows), score.reshape(rows), flat, temperature, seed, step, first_chain)
+        rows, a = (x.shape[0], x[0].numel()), tensor(step_size, x)
+        flat = a.flatten() if a.dim() else a
+        made = kernels.langevin_step(x.reshape(rows), score.reshape(rows), flat, tensor(temperature, x), *given)
         return made.view(x.shape)  # type: ignore[no-any-return]
-    if (stepped := _cpu_chain.langevin_step(x, score, step_size, temperature, seed, step, first_chain)) is not None:
+    if (stepped := _cpu_chain.langevin_step(x, score, step_size, temperature, *given)) is not None:
         return stepped
-    return reference.langevin_step(x, score, step_size, temperature, _noise(x, seed, step, first_chain))
+    return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *given))
 
 
 def _noise(x: Tensor, seed: int, step: int, first_chain: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
+from fastscore.ops.langevin import tensor
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain
 from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
@@ -27,15 +28,19 @@ def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int, **numbers: cha
     return as_score(score_fn)
 
 
-def as_tensor(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or tensor as a tensor on the device of x, 0-dim or (step_size) of the event's shape."""
-    if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=computed(x.dtype), device=x.device)
-    _checks.same_device(name, value, "x", x)
-    if value.dim() and (name != "step_size" or value.shape != x.shape[1:]):
-        wanted = "0-dim" if name != "step_size" else f"0-dim or of the event's shape {list(x.shape[1:])}"
-        raise ValueError(f"{name} must be a number or a tensor that is {wanted}, got shape {list(value.shape)}")
+def checked(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number, or a tensor on the device of x, 0-dim or (step_size) of the event's shape."""
+    if isinstance(value, Tensor):
+        _checks.same_device(name, value, "x", x)
+        if value.dim() and (name != "step_size" or value.shape != x.shape[1:]):
+            wanted = "0-dim" if name != "step_size" else f"0-dim or of the event's shape {list(x.shape[1:])}"
+            raise ValueError(f"{name} must be a number or a tensor that is {wanted}, got shape {list(value.shape)}")
     return value
+
+
+def as_tensor(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """The same as a tensor."""
+    return tensor(checked(name, value, x), x)
 
 
 def table(name: str, schedule: Callable[[int], float | Tensor], steps: range, x: Tensor) -> Tensor:

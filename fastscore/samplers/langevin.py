@@ -15,7 +15,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import announce, compiled, evaluate
-from fastscore.samplers.arguments import as_tensor, check_clamp, prepare, table, warn_of_divergence
+from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, LangevinArguments
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def langevin_step(
     return _ops.langevin_step(
         x,
         score,
-        as_tensor("step_size", step_size, x),
-        as_tensor("temperature", temperature, x),
+        checked("step_size", step_size, x),
+        checked("temperature", temperature, x),
         seed,
         step,
         first_chain,
@@ -117,7 +117,7 @@ class Langevin:
         if (made := self.advance(state, k, 1)) is not None:
             return made
         x = state.x
-        a, t = self._settings(k, x)
+        a, t = checked("step_size", self.step_size(k), x), checked("temperature", self.temperature(k), x)
         score = self._score(x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
