@@ -79,9 +79,13 @@ def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: i
     Those that run as a whole in compiled code do, whatever their length: a long run and its parts are then the same
     bits.
     """
-    analytic = any(_owner(score_fn, name, x) is not None for name in ("score", "noisy_score", "log_prob"))
-    whole = analytic or _network(score_fn, x, cond, "score", "energy_score", "energy") is not None
-    expect(x, REPAYS if whole else n_steps * x.numel())
+    expect(x, REPAYS if recognised(score_fn, x, cond) else n_steps * x.numel())
+
+
+def recognised(fn: Any, x: Tensor, cond: Tensor | None) -> bool:
+    """Whether compiled code may know a score or log density: what it does not, it never will."""
+    analytic = any(_owner(fn, name, x) is not None for name in ("score", "noisy_score", "log_prob"))
+    return analytic or _network(fn, x, cond, "score", "energy_score", "energy") is not None
 
 
 def _network(fn: Any, x: Tensor, cond: Tensor | None, *kinds: str) -> Reading | None:
