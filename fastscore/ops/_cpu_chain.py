@@ -43,7 +43,7 @@ def plain(x: Tensor) -> bool:
 
 def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
     """Memory for a float32 tensor, in large pages where it is new and the system has them."""
-    out = torch.empty(shape)
+    out = torch.empty(*shape)
     if out.nbytes >= _LARGE:
         found.enlarge(_cpu_build.pointer(out), ctypes.c_uint64(out.nbytes))
     return out
@@ -104,7 +104,7 @@ def langevin_step(
     n, width = x.shape[0], x.shape[1:].numel()
     a, c = _factors(step_size, temperature)
     x, score, out = x.contiguous(), score.contiguous(), _fresh(found, x.shape)
-    rows = out.view(n, width)
+    rows = out if out.dim() == 2 else out.view(n, width)
 
     def run(part: tuple[int, int]) -> None:
         _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
