@@ -19,9 +19,10 @@ def width(mlp: MLP, columns: int) -> int:
     return max(*mlp.widths, mlp.dim) * max(1, columns)
 
 
-def rows(mlp: MLP, form: Form) -> int:
-    """Rows of a tile."""
-    return _cpu_program.rows(width(mlp, form.columns))
+def rows(x: Tensor, mlp: MLP, form: Form) -> int:
+    """Rows of a tile; of a small batch no more than leave one for every thread."""
+    wide = width(mlp, form.columns)
+    return _cpu_threads.share(x, _cpu_program.rows(wide), wide)
 
 
 def serve(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> bool:
@@ -36,7 +37,7 @@ def evaluate(mlp: MLP, x: Tensor, shifts: Shifts, form: Form) -> tuple[Tensor, .
     mlp, x, shifts = _in_rows(mlp, x, shifts)
     widths = (len(mlp.weights[-1]), *form.widths)
     outputs = tuple(x.new_empty(len(x), width) if width else x.new_empty(len(x)) for width in widths)
-    arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), rows(mlp, form)
+    arrays, tile = _arrays(mlp, form, (x, *shifts, *outputs)), rows(x, mlp, form)
 
     def record(recorder: Recorder) -> None:
         own, first = copy.copy(form), slice(0, tile)
@@ -54,7 +55,7 @@ def differentiate(sought: Sought) -> dict[Key, Tensor]:
     mlp, x, shifts = sought.mlp, sought.x, sought.shifts = _in_rows(sought.mlp, sought.x, sought.shifts)
     form, upstream = sought.form, sought.upstream
     arrays = _arrays(mlp, form, (x, *shifts, *upstream.arrays, *sought.batch.values()))
-    tile = rows(mlp, form)
+    tile = rows(x, mlp, form)
     summed = tuple((key, tensor.shape) for key, tensor in sought.summed.items())
 
     def record(recorder: Recorder) -> None:

@@ -32,7 +32,7 @@ def tile_rows(x: Tensor, mlp: MLP, columns: int) -> int:
 def rows(x: Tensor, mlp: MLP, form: Form) -> int:
     """Rows of a tile as the functions below choose them."""
     served = mlp_programs.serve(mlp, x, (), form)
-    return mlp_programs.rows(mlp, form) if served else tile_rows(x, mlp, form.columns)
+    return mlp_programs.rows(x, mlp, form) if served else tile_rows(x, mlp, form.columns)
 
 
 def tiles(part: slice, size: int) -> Iterator[slice]:
