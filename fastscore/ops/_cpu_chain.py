@@ -117,7 +117,7 @@ def _factors(step_size: float | Tensor, temperature: float | Tensor) -> tuple[An
     """a and sqrt(2 a T) in float32, tensors or, of numbers, what C takes as one."""
     if not (isinstance(step_size, Tensor) or isinstance(temperature, Tensor)):
         return tuple(map(ctypes.c_float, _numbers(step_size, temperature)))  # type: ignore[return-value]
-    a, t = (torch.as_tensor(value, dtype=torch.float32).detach() for value in (step_size, temperature))
+    a, t = (torch.as_tensor(v, dtype=torch.float32, device="cpu").detach() for v in (step_size, temperature))
     c = torch.sqrt(2.0 * t * a)
     return (a.reshape(-1).contiguous(), c.reshape(-1).contiguous()) if a.dim() else (a, c)
 
