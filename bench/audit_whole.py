@@ -28,6 +28,8 @@ def cases() -> Iterator[tuple[str, Case]]:
         for architecture in entry["architectures"]:
             yield architecture, case(entry)
             yield architecture, case(entry, residual=True, shifted=True)
+            if entry["operation"].startswith("energy"):
+                yield architecture, case(entry, traced=False)
             if entry["operation"].startswith(("estimate", "curvature")):
                 yield architecture, case(entry, probe="normal")
 
@@ -39,8 +41,12 @@ def case(
     activation: str = "silu",
     shifted: bool = False,
     probe: str = "rademacher",
+    traced: bool = True,
 ) -> Case:
-    """One entry's kernel of whole networks; residual from the second layer on, shifts at every layer; four probes."""
+    """One entry's kernel of whole networks; residual from the second layer on, shifts at every layer; four probes.
+
+    Of an energy that is not `traced`, the score alone.
+    """
     from fastscore_kernels import mlp_whole_forward
 
     operation, width, dim, precision = (entry[key] for key in ("operation", "width", "dim", "precision"))
@@ -52,6 +58,7 @@ def case(
     narrow = "*bf16" if precision == "bf16" else "*fp32"
     factors = "*bf16" if precision in ("bf16", "tf32x3") else "*fp32"
     missing = () if not along else ("seeds_ptr",) if estimate else ("squares_ptr",)
+    missing = missing if traced else ("squares_ptr", "laplacian_ptr")
     pointers = [n for n in kernel.arg_names if n.endswith("_ptr") and n not in missing]
     tuples = {"weights": (factors,) * (depth + estimate), "biases": ("*fp32",) * (depth + 1)}
     tuples["shifts"] = ("*fp32" if shifted else "constexpr",) * (depth + 1)
@@ -61,10 +68,11 @@ def case(
     absent: dict[Any, Any] = {} if shifted else {(places["shifts"], at): None for at in range(depth + 1)}
     absent |= {"turned": None} if energy and "turned" not in tuples else {}
     absent |= dict.fromkeys(missing)
-    columns = 4 if along else 0 if energy and depth == 1 else dim
+    columns = 4 if along else 0 if not traced or (energy and depth == 1) else dim
     options = dict(entry["options"])
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     kind = (" residual" if residual else "") + (" shifted" if shifted else "")
+    kind += "" if traced else " score"
     kind += " normal" if along and probe == "normal" else ""
     return Case(
         name=f"{family} {precision} H={width} D={dim} L={depth}{kind}",

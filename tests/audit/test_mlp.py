@@ -10,8 +10,10 @@ import torch
 import triton
 
 from bench import audit, audit_mlp, audit_whole
-from fastscore.ops.mlp_forms import Tangents
-from fastscore.ops.mlp_laplacian import Laplacian
+from fastscore.ops._cpu_program import Noise
+from fastscore.ops.mlp_curvature import Curvature
+from fastscore.ops.mlp_forms import Draw, Quadratic, Tangents
+from fastscore.ops.mlp_laplacian import Laplacian, Slope
 from fastscore.reference.mlp import MLP
 from fastscore_kernels import mlp_whole, table
 from tests.audit.test_chain import Target
@@ -23,6 +25,7 @@ QUICK = {"sm_90": r"mlp_\w+ \w+ H=256 D=16 L=2 residual|dual_\w+ (tf32x3|bf16) H
 QUICK["sm_90"] += r"|dual_lower tf32 H=64 D=16 L=2 normal"  # the tightest
 QUICK[audit.AMD] = r"mlp_\w+ ieee H=256 D=16 L=2 residual|trace ieee H=64 D=64 L=3"
 QUICK["sm_90"] += r"|mlp_\w+ tf32x3 H=256 D=16 L=2"
+QUICK["sm_90"] += r"|energy tf32 H=64 D=64 L=3 score|curvature tf32x3 H=64 D=64 L=2 normal"
 QUICK["sm_90"] += r"|(trace|energy) tf32x3 H=128 D=64 L=3|trace (tf32 H=64|bf16 H=128) D=64 L=6 residual shifted"
 QUICK["sm_80"] = QUICK["sm_100"] = r"(trace|energy) tf32 H=64 D=64 L=3"
 
@@ -125,29 +128,40 @@ def test_every_operation_has_the_same_sizes():
         assert sizes[f"{family}_forward"] == sizes[f"{family}_upper"] == sizes[f"{family}_lower"]
 
 
-@pytest.mark.parametrize(("energy", "precision"), [(False, "highest"), (True, "highest"), (True, "high")])
-def test_the_launcher_asks_for_the_audited_kernel(energy, precision, monkeypatch):
+DRAW = Draw(lambda rows: torch.zeros(0), 4, Noise("rademacher", 1, 2**33))
+FORMS = {
+    "trace": lambda net: Tangents(net, net.weights[0]),
+    "estimate": lambda net: Quadratic(net, net.weights[-1], DRAW),
+    "energy": Laplacian,
+    "energy score": Slope,
+    "curvature": lambda net: Curvature(net, DRAW),
+}
+
+
+@pytest.mark.parametrize(("name", "precision"), [("energy", "high"), *((name, "highest") for name in FORMS)])
+def test_the_launcher_asks_for_the_audited_kernel(name, precision, monkeypatch):
     """Tuples with and without None go through Triton's own launcher as the cases above say: same machine code."""
     target, before = Target(), triton.runtime.driver._active
-    depth, dim, width = 3, 2, 64
+    depth, dim, width, family = 3, 2, 64, name.split()[0]
+    energy = family in ("energy", "curvature")
     sizes = list(itertools.pairwise((dim, *[width] * depth, 1 if energy else dim)))
     weights = tuple(torch.zeros(n, k) for k, n in sizes)
     net = MLP(weights, tuple(torch.zeros(n) for _, n in sizes), ("silu",) * depth, (False,) * depth)
-    x, name = torch.zeros(32, dim), "energy_kernel" if energy else "trace_kernel"
-    kernel, built = getattr(mlp_whole, name), []
+    x, kernel_name = torch.zeros(32, dim), "energy_kernel" if energy else "trace_kernel"
+    kernel, built = getattr(mlp_whole, kernel_name), []
     launches = type("Launches", (), {"__getitem__": lambda _, grid: lambda **given: built.append((grid, given))})()
-    monkeypatch.setattr(mlp_whole, name, launches)
+    monkeypatch.setattr(mlp_whole, kernel_name, launches)
     torch.set_float32_matmul_precision(precision)
     try:
-        mlp_whole.evaluate(net, x, (), Laplacian(net) if energy else Tangents(net, weights[0]))
+        mlp_whole.evaluate(net, x, (), FORMS[name](net))
         triton.runtime.driver.set_active(target)
         grid, given = built.pop()
         made = kernel.warmup(grid=grid, **given)
     finally:
         triton.runtime.driver.set_active(before)
         torch.set_float32_matmul_precision("highest")
-    rounding, family = {"highest": "tf32x3", "high": "tf32"}[precision], "energy" if energy else "trace"
+    rounding = {"highest": "tf32x3", "high": "tf32"}[precision]
     wanted = {"operation": f"{family}_{depth}", "precision": rounding, "width": width}
     entry = next(e for e in audit_whole.entries() if wanted.items() <= e.items() and "sm_90" in e["architectures"])
-    case = audit_whole.case({**entry, "dim": dim})
+    case = audit_whole.case({**entry, "dim": dim}, traced="score" not in name)
     assert made.asm["ptx"] == audit.compile_nvidia(case, 90).ptx
