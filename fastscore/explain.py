@@ -37,7 +37,7 @@ class Explanation:
         network: The structure that was recognised, or why there is none, as far as is known.
         backend: "torch" or "triton".
         rows: How many rows are worked on at a time.
-        flops: Float operations of value and trace.
+        flops: Float operations of value and trace as PyTorch makes them; kernels make more where that spares memory.
         bytes: Bytes written for value and trace.
         forward_flops: Float operations of a call of the network.
         forward_bytes: Bytes written by a call of the network.

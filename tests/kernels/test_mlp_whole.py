@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 
@@ -109,16 +110,16 @@ class Sizes(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", ["trace", "estimate", "energy"])
+@pytest.mark.parametrize("kind", ["trace", "estimate", "energy", "curvature"])
 def test_nothing_of_a_layer_s_size_is_written(kind, monkeypatch):
     """With x and shifts read where they are; what the interpreter copies is not ours."""
-    some = probes() if kind == "estimate" else None
-    case = Case(rows=300, dim=2, widths=(20, 20, 20), energy=kind == "energy", probes=some)
+    some, energy = probes() if kind in ("estimate", "curvature") else None, kind in ("energy", "curvature")
+    case = Case(names=LIGHT, rows=300, dim=2, widths=(20, 20, 20), energy=energy, probes=some)
     mlp, x, shifts = case.network(case.leaves(torch.float32)[0])
     launched = []
-    name = "energy_kernel" if kind == "energy" else "trace_kernel"
+    name = "energy_kernel" if energy else "trace_kernel"
     kernel = getattr(mlp_whole, name)
-    monkeypatch.setattr(mlp_whole, name, {(10,): lambda **given: launched.append(given)})
+    monkeypatch.setattr(mlp_whole, name, collections.defaultdict(lambda: lambda **given: launched.append(given)))
     with Sizes() as sizes, torch.no_grad():
         case.values(mlp, x, shifts, exact=False)
     (given,) = launched
@@ -201,7 +202,7 @@ def _entries():
     architecture = table._architecture(torch.device(DEVICE))
     for entry in table.entries():
         kind, _, depth = entry["operation"].partition("_")
-        if kind in ("trace", "estimate", "energy") and architecture in entry["architectures"]:
+        if kind in ("trace", "estimate", "energy", "curvature") and architecture in entry["architectures"]:
             dim = entry["dim"] if DEVICE == "cuda" else 2
             yield kind, int(depth), entry["precision"], entry["width"], dim
 
@@ -209,7 +210,8 @@ def _entries():
 @pytest.mark.parametrize(("kind", "depth", "precision", "width", "dim"), sorted(set(_entries())))
 def test_every_entry_against_float64(kind, depth, precision, width, dim):
     make = torch.Generator().manual_seed(0)
-    sizes = list(itertools.pairwise((dim, *[width] * depth, 1 if kind == "energy" else dim)))
+    energy, some = kind in ("energy", "curvature"), ops.Probes(seed=5, count=2)
+    sizes = list(itertools.pairwise((dim, *[width] * depth, 1 if energy else dim)))
     weights = [torch.randn(n, k, generator=make, dtype=torch.float64) / k**0.5 for k, n in sizes]
     x = torch.randn(4099 if DEVICE == "cuda" else 3, dim, generator=make, dtype=torch.float64)
     names = tuple(itertools.islice(itertools.cycle(("silu", "tanh")), depth))
@@ -217,11 +219,13 @@ def test_every_entry_against_float64(kind, depth, precision, width, dim):
     for dtype, backend in ((torch.float64, "torch"), (torch.float32, "triton")):
         mlp = reference.MLP(tuple(w.to(DEVICE, dtype) for w in weights), (None,) * (depth + 1), names, (False,) * depth)
         with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest"):
-            if kind == "estimate":
-                found.append(ops.score_and_quadratic(mlp, x.to(DEVICE, dtype), probes=ops.Probes(seed=5, count=2)))
-                continue
-            of = ops.energy_terms if kind == "energy" else ops.score_and_trace
-            found.append(of(mlp, x.to(DEVICE, dtype)))
+            y = x.to(DEVICE, dtype)
+            if energy:
+                found.append(ops.energy_terms(mlp, y, probes=some if kind == "curvature" else None))
+            elif kind == "estimate":
+                found.append(ops.score_and_quadratic(mlp, y, probes=some))
+            else:
+                found.append(ops.score_and_trace(mlp, y))
     for exact, made in zip(*found, strict=True):
         assert (made.double() - exact).abs().max() <= ERROR[precision] * exact.abs().max().clamp(min=1)
 
