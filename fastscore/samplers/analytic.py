@@ -88,6 +88,24 @@ def recognised(fn: Any, x: Tensor, cond: Tensor | None) -> bool:
     return analytic or _network(fn, x, cond, "score", "energy_score", "energy") is not None
 
 
+class Known:
+    """Whether compiled code may know a score or log density; asked once, which takes as long as a small step."""
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self.answer: bool | None = None
+
+    def __call__(self, x: Tensor, cond: Tensor | None = None) -> bool:
+        """The answer, first for these arguments."""
+        if self.answer is None:
+            self.answer = recognised(self.fn, x, cond)
+        return self.answer
+
+    def score(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        """The score at x, as by `evaluate`."""
+        return (evaluate if self(x, cond) else _checks.evaluate)(self.fn, x, cond)
+
+
 def _network(fn: Any, x: Tensor, cond: Tensor | None, *kinds: str) -> Reading | None:
     """A network, if what it gives is of these kinds (a score, by default), and its chains are worth compiled code."""
     if len(x) < _COMPILED_ROWS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):

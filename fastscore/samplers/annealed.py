@@ -16,7 +16,7 @@ from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
-from fastscore.samplers.analytic import announce, evaluate, level
+from fastscore.samplers.analytic import Known, announce, level
 from fastscore.samplers.arguments import as_tensor, check_clamp, prepare
 from fastscore.samplers.langevin import LangevinState
 from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
@@ -45,6 +45,7 @@ class AnnealedLangevin:
         self.step_sizes = [step_size * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
         self.temperature, self.clamp = temperature, clamp
         self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
+        self.known = Known(score_fn)
         self.sigma = torch.empty(0)  # the noise level that a captured step reads, [B]
         self.captured = graph.Capture()
 
@@ -97,7 +98,7 @@ class AnnealedLangevin:
 
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
         """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU, level by level."""
-        if x.device.type != "cpu" or self.dtype != torch.float32:
+        if x.device.type != "cpu" or self.dtype != torch.float32 or not self.known(x, self._told(x, self.sigmas[0])):
             return None
         moved, first, last, paths = x, k, k + n, []
         while k < last:
@@ -137,12 +138,15 @@ class AnnealedLangevin:
         return LangevinState(replayed.run(x, k, n, rung))
 
     def _score_at_level(self, x: Tensor) -> Tensor:
-        return evaluate(self.score_fn, x.to(self.dtype), self.sigma)
+        return self.known.score(x.to(self.dtype), self.sigma)
 
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """s(x, sigma), with sigma as `[B]`."""
         x = x.to(self.dtype)
-        return evaluate(self.score_fn, x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
+        return self.known.score(x, self._told(x, sigma))
+
+    def _told(self, x: Tensor, sigma: float) -> Tensor:
+        return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
 
 
 @overload

@@ -14,7 +14,7 @@ from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
-from fastscore.samplers.analytic import announce, compiled, evaluate, recognised
+from fastscore.samplers.analytic import Known, announce, compiled
 from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, LangevinArguments
 
@@ -104,7 +104,7 @@ class Langevin:
     ) -> None:
         self.score_fn, self.cond, self.clamp, self.dtype = score_fn, cond, check_clamp(clamp), dtype
         self.given, self.source, self.captured = (step_size, temperature), whole.UNKNOWN, graph.Capture()
-        self.recognised: bool | None = None  # asked once: to find that a score is not takes as long as a small step
+        self.known = Known(score_fn)
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = seed, first_chain
@@ -140,7 +140,7 @@ class Langevin:
 
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
         """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU; None where it does not know s."""
-        if self.dtype != torch.float32 or not self._recognised(x):
+        if self.dtype != torch.float32 or not self.known(x, self.cond):
             return None
         if (source := compiled(self.score_fn, x, self.cond)) is None:
             return None
@@ -161,13 +161,7 @@ class Langevin:
 
     def _score(self, x: Tensor) -> Tensor:
         """The score at the state, rounded to what the score function is given."""
-        x = x.to(self.dtype)
-        return (evaluate if self._recognised(x) else _checks.evaluate)(self.score_fn, x, self.cond)
-
-    def _recognised(self, x: Tensor) -> bool:
-        if self.recognised is None:
-            self.recognised = recognised(self.score_fn, x, self.cond)
-        return self.recognised
+        return self.known.score(x.to(self.dtype), self.cond)
 
     def _graph(self, x: Tensor, k: int, n: int) -> graph.ReplayedSteps | None:
         """The step as a CUDA graph, captured when first worth it; None where it is not, or cannot be."""

@@ -14,7 +14,7 @@ from fastscore.ops import _cpu_target
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed, uniform
 from fastscore.samplers import chain
-from fastscore.samplers.analytic import announce, density, recognised
+from fastscore.samplers.analytic import Known, announce, density
 from fastscore.samplers.arguments import as_tensor, prepare, table
 from fastscore.samplers.signatures import Diagnosed, MalaArguments
 
@@ -57,7 +57,7 @@ class Mala:
         self.log_prob, self.score_fn = _density(log_prob, score_fn)
         self.step_size = chain.schedule("step_size", step_size)
         self.seed, self.first_chain, self.dtype = seed, first_chain, dtype
-        self.recognised: bool | None = None  # asked once, as by `Langevin`
+        self.known = Known(self.log_prob)
 
     def init(self, x: Tensor) -> MalaState:
         """The state at x."""
@@ -102,9 +102,9 @@ class Mala:
         return MalaState(*made), path
 
     def _target(self, x: Tensor) -> _cpu_target.Target | None:
-        if self.recognised is None:
-            self.recognised = self.dtype == torch.float32 and recognised(self.log_prob, x, None)
-        return _cpu_target.of(density(self.log_prob, self.score_fn, x), x) if self.recognised else None
+        if self.dtype != torch.float32 or not self.known(x):
+            return None
+        return _cpu_target.of(density(self.log_prob, self.score_fn, x), x)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p `[B]` and its gradient at x, in x's dtype."""

@@ -12,7 +12,7 @@ from fastscore.noise import Stream, resolve_seed
 from fastscore.ops import _cpu_target
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
-from fastscore.samplers.analytic import announce, compiled, evaluate
+from fastscore.samplers.analytic import Known, announce, compiled
 from fastscore.samplers.arguments import as_tensor, prepare, table
 from fastscore.samplers.signatures import Diagnosed, KineticArguments
 
@@ -48,6 +48,7 @@ class Underdamped:
     ) -> None:
         _checks.scalar("friction", friction)
         self.score_fn, self.cond, self.friction, self.dtype = score_fn, cond, friction, dtype
+        self.known = Known(score_fn)
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = seed, first_chain
@@ -96,12 +97,14 @@ class Underdamped:
         return 0.5 * a, torch.exp(-self.friction * a), torch.sqrt(-torch.expm1(-2.0 * self.friction * a) * t)
 
     def _target(self, x: Tensor) -> _cpu_target.Target | None:
-        return _cpu_target.of(compiled(self.score_fn, x, self.cond), x) if self.dtype == torch.float32 else None
+        if self.dtype != torch.float32 or not self.known(x, self.cond):
+            return None
+        return _cpu_target.of(compiled(self.score_fn, x, self.cond), x)
 
     def _score(self, x: Tensor) -> Tensor:
         if (target := self._target(x)) is not None:
             return target.value(x)
-        return evaluate(self.score_fn, x.to(self.dtype), self.cond).to(x.dtype)
+        return self.known.score(x.to(self.dtype), self.cond).to(x.dtype)
 
     def _normal(self, x: Tensor, stream: Stream, k: int) -> Tensor:
         width = x.shape[1:].numel()
