@@ -17,7 +17,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import Known, announce, level
-from fastscore.samplers.arguments import as_tensor, check_clamp, prepare
+from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare
 from fastscore.samplers.langevin import LangevinState
 from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
 
@@ -58,9 +58,9 @@ class AnnealedLangevin:
         if (made := self.advance(state, k, 1)) is not None:
             return made
         x = state.x
-        score = self.score(x, self.sigmas[k // self.n_steps_each])
-        a, t = self._settings(k, x)
-        moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
+        rung = k // self.n_steps_each
+        a, t = checked("step_size", self.step_sizes[rung], x), checked("temperature", self.temperature, x)
+        moved = _ops.langevin_step(x, self.score(x, self.sigmas[rung]), a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
     def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
