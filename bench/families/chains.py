@@ -236,14 +236,18 @@ def _hidden(score: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     return score(y)
 
 
-def _without_compiler(case: Case, arrays: Arrays) -> Call:
-    call = _ours(case, arrays)
+def _by(library: ctypes.CDLL | None, call: Call) -> Call:
+    """The call with these kernels for the machine's own."""
 
-    def slow() -> Arrays:
-        with mock.patch.object(_cpu_build, "library", lambda *, build: None):
+    def made() -> Arrays:
+        with mock.patch.object(_cpu_build, "library", lambda *, build: library):
             return call()
 
-    return slow
+    return made
+
+
+def _without_compiler(case: Case, arrays: Arrays) -> Call:
+    return _by(None, _ours(case, arrays))
 
 
 @functools.cache
@@ -260,13 +264,7 @@ def _of_ziglang() -> ctypes.CDLL | None:
 def _with_ziglang(case: Case, arrays: Arrays) -> Call:
     if (library := _of_ziglang()) is None:
         raise NotRunError("no ziglang")
-    call = _ours(case, arrays)
-
-    def made() -> Arrays:
-        with mock.patch.object(_cpu_build, "library", lambda *, build: library):
-            return call()
-
-    return made
+    return _by(library, _ours(case, arrays))
 
 
 def _with_compiler(case: Case, arrays: Arrays) -> Call:

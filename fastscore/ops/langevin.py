@@ -28,12 +28,12 @@ def langevin_step(
     first_chain: int,
 ) -> Tensor:
     """x + a score + sqrt(2 a T) e for x, score `[B, *event]`; a 0-dim or of the event's shape, T 0-dim, or numbers."""
-    given = (seed, step, first_chain)
+    counters = (seed, step, first_chain)
     if torch.compiler.is_compiling():
-        return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *given))
+        return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *counters))
     if not _differentiated(x, score, step_size):  # to bind the arguments of a Function takes as long as a small step
-        return _step(x, score, step_size, temperature, *given)
-    return LangevinStep.apply(x, score, tensor(step_size, x), tensor(temperature, x), *given)  # type: ignore[no-untyped-call, no-any-return]
+        return _step(x, score, step_size, temperature, *counters)
+    return LangevinStep.apply(x, score, tensor(step_size, x), tensor(temperature, x), *counters)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def tensor(value: float | Tensor, x: Tensor) -> Tensor:
@@ -50,25 +50,16 @@ def _differentiated(*values: float | Tensor) -> bool:
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
-def _step(
-    x: Tensor,
-    score: Tensor,
-    step_size: float | Tensor,
-    temperature: float | Tensor,
-    seed: int,
-    step: int,
-    first_chain: int,
-) -> Tensor:
-    """The primitive: no autograd."""
-    given = (seed, step, first_chain)
+def _step(x: Tensor, score: Tensor, step_size: float | Tensor, temperature: float | Tensor, *counters: int) -> Tensor:
+    """The primitive: no autograd; the counters are those above."""
     if (kernels := _dispatch.kernels("langevin", x.device)) is not None and x.numel():
         rows, a = (x.shape[0], x[0].numel()), tensor(step_size, x)
         flat = a.flatten() if a.dim() else a
-        made = kernels.langevin_step(x.reshape(rows), score.reshape(rows), flat, tensor(temperature, x), *given)
+        made = kernels.langevin_step(x.reshape(rows), score.reshape(rows), flat, tensor(temperature, x), *counters)
         return made.view(x.shape)  # type: ignore[no-any-return]
-    if (stepped := _cpu_chain.langevin_step(x, score, step_size, temperature, *given)) is not None:
+    if (stepped := _cpu_chain.langevin_step(x, score, step_size, temperature, *counters)) is not None:
         return stepped
-    return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *given))
+    return reference.langevin_step(x, score, tensor(step_size, x), tensor(temperature, x), _noise(x, *counters))
 
 
 def _noise(x: Tensor, seed: int, step: int, first_chain: int) -> Tensor:

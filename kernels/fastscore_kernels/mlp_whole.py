@@ -70,8 +70,9 @@ def evaluate(mlp: Any, x: torch.Tensor, shifts: Any, form: Any) -> tuple[torch.T
     """
     family = FAMILIES[form.kind]
     energy, along = family in ("energy", "curvature"), family in ("estimate", "curvature")
-    launch: Any = options(mlp, x, mlp.weights[0].dtype == torch.bfloat16, family)
-    rounding = precision(x.device, mlp.weights[0].dtype == torch.bfloat16)
+    narrow = mlp.weights[0].dtype == torch.bfloat16
+    launch: Any = options(mlp, x, narrow, family)
+    rounding = precision(x.device, narrow)
     weights, apart = [w.detach().contiguous() for w in mlp.weights], 0
     made: dict[str, Any] = {"energy_ptr": _empty(x, len(x), 1)} if energy else {}
     made["score_ptr"] = _empty(x, *x.shape)
