@@ -82,11 +82,11 @@ def test_gradients(device, shape, kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_derivatives(device, kind):
     """A launch inside the backward would have none."""
-    s, p = (t.requires_grad_() for t in made((2, 3, 5), torch.float64, device))
+    s, p = (t.requires_grad_() for t in made((2, 2, 3), torch.float64, device))
     how = drawn(kind, torch.float64)
     fn = lambda s, p: Contraction.apply(s, p, how)  # noqa: E731
     assert gradcheck(fn, (s, p), check_batched_grad=True)  # forward mode takes no outputs within guarded memory
-    assert gradgradcheck(fn, (s, p))
+    assert gradgradcheck(fn, (s, p), fast_mode=True)
 
 
 def test_bfloat16(device):
