@@ -63,7 +63,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Name"] == "fastscore-torch"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert required == {"numpy", "safetensors", "torch>=2.10", "tqdm", 'triton>=3.6;sys_platform=="linux"'}
+    assert required == {"numpy", "safetensors", "torch>=2.10", "tqdm", "ziglang", 'triton>=3.6;sys_platform=="linux"'}
     assert "fastscore = fastscore.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
