@@ -155,6 +155,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "processor": named,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(tz=timezone.utc).date().isoformat(),

@@ -48,6 +48,11 @@ def newest(device: str, folder: Path = FOLDER) -> Results | None:
     return max(found, key=lambda results: str(results["machine"]["date"]), default=None)
 
 
+def others(folder: Path = FOLDER) -> list[Results]:
+    """What was measured on further machines, for comparison."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("other*.json"))]
+
+
 def _two_digits(figure: float) -> str:
     """As people write it: 0.93, 1.1, 14, 110."""
     return f"{figure:.2g}" if figure < 99.5 else f"{float(f'{figure:.2g}'):.0f}"
@@ -99,7 +104,12 @@ def described(results: Results) -> str:
     """The machine, the versions, the date and the commit."""
     m = results["machine"]
     rivals = "".join(f", {name} {version}" for name, version in m["rivals"].items())
-    return f"{m['device']}, {m['threads']} threads, PyTorch {m['torch']}{rivals}, {m['date']}, commit {m['commit']}"
+    return f"{named(m)}, {m['threads']} threads, PyTorch {m['torch']}{rivals}, {m['date']}, commit {m['commit']}"
+
+
+def named(machine: dict[str, Any]) -> str:
+    """A processor by its vectors too, if they are recorded: a virtual machine does not tell its model."""
+    return machine["device"] + (f" with {machine['vectors']}" if "vectors" in machine else "")
 
 
 def front(cpu: Results, gpu: Results | None) -> str:
@@ -155,7 +165,8 @@ def not_run(results: Results) -> list[str]:
         for name, reason in case["not_run"].items():
             if not reason.startswith(("left out", "too ", "not for", "for CPUs")):
                 told.setdefault((name, " ".join(reason.split()).rstrip(".")), []).append(case["family"])
-    return [f"- {name}: {reason} ({', '.join(sorted(set(families)))})" for (name, reason), families in told.items()]
+    left = [f"- No time for {', '.join(results['not_reached'])}."] if results.get("not_reached") else []
+    return left + [f"- {name}: {why} ({', '.join(sorted(set(families)))})" for (name, why), families in told.items()]
 
 
 def memory(results: Results) -> list[str]:
@@ -168,11 +179,11 @@ def memory(results: Results) -> list[str]:
     return markdown(["MiB", *names], rows)
 
 
-def full(cpu: Results, gpu: Results | None) -> str:
+def full(cpu: Results, gpu: Results | None, others: Sequence[Results] = ()) -> str:
     """What bench/README.md shows."""
     lines = []
-    for results in [cpu] + ([gpu] if gpu else []):
-        lines += [f"## {results['machine']['device']}", "", f"{described(results)}.", ""]
+    for results in [cpu, *others] + ([gpu] if gpu else []):
+        lines += [f"## {named(results['machine'])}", "", f"{described(results)}.", ""]
         lines += [
             "### Where fastscore loses",
             "",
@@ -201,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     assert cpu is not None
     from bench import chart, prose
 
-    made = {ROOT / "README.md": front(cpu, gpu), ROOT / "bench" / "README.md": full(cpu, gpu)}
+    made = {ROOT / "README.md": front(cpu, gpu), ROOT / "bench" / "README.md": full(cpu, gpu, others())}
     wanted = {path: replaced(path.read_text(), block) for path, block in made.items()} | dict(prose.files())
     wrong = [path for path, text in wanted.items() if path.read_text() != text]
     if chart.digest(cpu) not in CHART.read_text():

@@ -282,6 +282,8 @@ def test_a_gpu_is_shown_beside_the_cpu_once_it_is_measured(tmp_path: Path) -> No
     assert cpu is not None and gpu is not None
     assert "cuda-b, 4 threads, PyTorch 2.11, 2026-02-01, commit abc" in report.front(cpu, gpu)
     assert "## cuda-b" in report.full(cpu, gpu)
+    [other] = report.others()
+    assert f"## AMD EPYC with {other['machine']['vectors']}" in report.full(cpu, gpu, [other])
     assert "GPU: not measured yet." in report.front(cpu, None)
 
 
