@@ -1,36 +1,39 @@
 """What every shipped kernel costs, read from the compiler for GPUs that need not be there.
 
-    python -m bench.audit            print the figures of every kernel and configuration
-    python -m bench.audit --write    and record them in bench/results/audit.json, which the tests hold every kernel to
-    python -m bench.audit --write mlp_forward "trace .* L=3"        only of these kernels
+    python -m bench.audit            compile and record what bench/results/audit.json has not as it is now
+    python -m bench.audit --all      compile everything again
+    python -m bench.audit --all mlp_forward "trace .* L=3"        only these kernels
 
+A fault, such as a spill, is never recorded, a figure that has risen only with --risen. The tests hold every kernel to
+the record: none may be missing there, or be of another text.
 Triton's wheel brings ptxas and cuobjdump, so this needs no GPU; it must not run in a process with TRITON_INTERPRET set.
 Instruction counts are static (a loop's body counts once).
 """
 
 from __future__ import annotations
 
-import argparse
+import ast
 import functools
-import itertools
-import json
+import hashlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-NVIDIA = (80, 90, 100)
 AMD = "gfx942"
-RECORD = Path(__file__).parent / "results" / "audit.json"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", AMD)
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, AMD: 64 * 1024}
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _OPCODE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
@@ -61,11 +64,21 @@ class Case:
         signature = {**self.signature, **dict.fromkeys(constants, "constexpr")}
         return ASTSource(fn=self.kernel, signature=signature, constexprs=self.constexprs, attrs=attrs)
 
+    def made_of(self) -> str:
+        """What its machine code depends on, as a digest."""
+        return digest(self.kernel, self.signature, self.constexprs, self.aligned, self.options)
+
+    def compile(self, architecture: str) -> Report | Amd:
+        """What the compiler makes of it for an architecture."""
+        built = triton.compile(self.source(), target=target(architecture), options=self.options)
+        return read(built, self.elements)
+
 
 @dataclass(frozen=True)
 class Report:
     """What one compiled kernel costs on one NVIDIA architecture."""
 
+    architecture: str
     registers: int
     stack: int
     """Bytes of local memory a thread: spills, or the slow path of a precise function; 0 is the aim."""
@@ -87,10 +100,53 @@ class Report:
             "instructions_an_element": round(self.instructions_an_element, 2),
         }
 
+    def faults(self) -> list[str]:
+        """What no shipped kernel may have."""
+        dots = re.findall(r"tt\.dot .*", self.ttir)
+        stated = (re.search(r"inputPrecision|xbf16> \* tensor<\w+xbf16>", dot) for dot in dots)
+        tensor_cores = any(name.startswith(TENSOR_CORES[self.architecture]) for name in self.opcodes)
+        found = {
+            "local memory": self.stack,
+            "spills": self.opcodes["LDL"] + self.opcodes["STL"],
+            "more shared memory than there is": self.shared > SHARED_LIMIT[self.architecture],
+            "more tensor memory than there is": self.tensor_memory > 512,
+            "the compiler gave up and left a kernel that stops": re.search(r"\btrap;", self.ptx),
+            "an atomic: the order of additions would vary": re.search(r"\b(atom|red)\.", self.ptx),
+            "a product without its precision": not all(stated),
+            "products without tensor cores": dots and not tensor_cores,
+            "next to nothing was compiled": sum(self.opcodes.values()) < 100,
+        }
+        return [what for what, there in found.items() if there]
 
-def compile_nvidia(case: Case, arch: int) -> Report:
-    """Compile for compute capability `arch` (90 is 9.0)."""
-    built = triton.compile(case.source(), target=GPUTarget("cuda", arch, 32), options=case.options)
+
+class Amd(NamedTuple):
+    """What one compiled kernel costs on an AMD GPU."""
+
+    shared: int
+    spilled: int
+    """Vector registers."""
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded."""
+        return {"shared": self.shared}
+
+    def faults(self) -> list[str]:
+        """What no shipped kernel may have."""
+        found = {"spills": self.spilled, "more shared memory than there is": self.shared > SHARED_LIMIT[AMD]}
+        return [what for what, there in found.items() if there]
+
+
+def target(architecture: str) -> GPUTarget:
+    """As Triton names it."""
+    return GPUTarget("hip", AMD, 64) if architecture == AMD else GPUTarget("cuda", int(architecture[3:]), 32)
+
+
+def read(built: Any, elements: int) -> Report | Amd:
+    """The costs of a compiled kernel, of which one program works on so many elements."""
+    if "cubin" not in built.asm:
+        spilled = re.search(r"\.vgpr_spill_count:\s*(\d+)", built.asm["amdgcn"])
+        assert spilled
+        return Amd(int(built.metadata.shared), int(spilled[1]))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -99,13 +155,13 @@ def compile_nvidia(case: Case, arch: int) -> Report:
     assert found, usage
     opcodes = Counter(m.group(1).split(".")[0] for m in map(_OPCODE.match, sass.splitlines()) if m)
     instructions = sum(opcodes.values()) - opcodes["NOP"]  # NOPs fill the last cache line of the program
-    threads = 32 * case.options["num_warps"]
     return Report(
+        architecture=f"sm_{built.metadata.target.arch}",
         registers=int(found[1]),
         stack=int(found[2]),
         shared=built.metadata.shared,
         tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
-        instructions_an_element=instructions * threads / case.elements,
+        instructions_an_element=instructions * 32 * built.metadata.num_warps / elements,
         opcodes=opcodes,
         sass=sass,
         ptx=built.asm["ptx"],
@@ -113,110 +169,56 @@ def compile_nvidia(case: Case, arch: int) -> Report:
     )
 
 
-def ttir(case: Case, arch: int = 90) -> str:
+def ttir(case: Case, architecture: str = "sm_90") -> str:
     """A kernel in Triton's own terms, inlined and simplified: what it computes, without the minute of a compilation."""
-    target = GPUTarget("cuda", arch, 32)
-    backend, source, context = make_backend(target), case.source(), ir.context()
+    aim = target(architecture)
+    backend, source, context = make_backend(aim), case.source(), ir.context()
     options, stages = backend.parse_options(dict(case.options)), {}
     ir.load_dialects(context)
     backend.load_dialects(context)
     backend.add_stages(stages, options, source.language)
     rules = backend.get_codegen_implementation(options), backend.get_module_map()
-    return str(stages["ttir"](source.make_ir(target, options, *rules, context), {}))
+    return str(stages["ttir"](source.make_ir(aim, options, *rules, context), {}))
 
 
-def compile_amd(case: Case, arch: str = AMD) -> int:
-    """Compile for an AMD GPU; the shared memory it takes, in bytes."""
-    return int(_amd(case, arch).metadata.shared)
+def digest(kernel: Any, *given: object) -> str:
+    """The text of a kernel and of all that it calls, with whatever else its machine code depends on."""
+    in_order = [sorted(one.items(), key=repr) if isinstance(one, dict) else one for one in given]
+    return hashlib.sha256(repr((text(kernel), in_order)).encode()).hexdigest()[:16]
 
 
-def spills_amd(case: Case, arch: str = AMD) -> int:
-    """How many vector registers an AMD GPU would spill."""
-    found = re.search(r"\.vgpr_spill_count:\s*(\d+)", _amd(case, arch).asm["amdgcn"])
-    assert found
-    return int(found[1])
+@functools.cache
+def text(kernel: Any) -> str:
+    """The source of a kernel and of all that it calls, and the constants they read; where it stands does not matter."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        one = waiting.pop()
+        name = f"{one.__module__}.{one.__qualname__}"
+        if name in found:
+            continue
+        found[name] = one.src
+        for node in ast.walk(one.parse()):
+            read = _value(node, one.get_capture_scope())
+            if isinstance(read, triton.JITFunction):
+                waiting.append(read)
+            elif isinstance(read, tl.constexpr):
+                found[f"{name}: {ast.unparse(node)}"] = repr(read.value)
+    return repr(sorted(found.items()))
 
 
-def _amd(case: Case, arch: str) -> Any:
-    return triton.compile(case.source(), target=GPUTarget("hip", arch, 64), options=case.options)
+def _value(node: ast.AST, scope: dict[str, Any]) -> Any:
+    """What a name, or a name in a module, stands for in a kernel's text."""
+    if isinstance(node, ast.Attribute) and isinstance(module := _value(node.value, scope), ModuleType):
+        return getattr(module, node.attr, None)
+    return scope.get(node.id) if isinstance(node, ast.Name) else None
 
 
 def _cuobjdump(flag: str, path: str) -> str:
     return subprocess.run([_TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True).stdout
 
 
-def recorded() -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
-    """What is recorded, as (architecture, name, how its figures are made).
-
-    Every kernel that is not in the launch table, every entry there for a plain network, and chains.
-    """
-    from bench import audit_chain, audit_mlp, audit_plain, audit_whole
-
-    architectures = (*(f"sm_{arch}" for arch in NVIDIA), AMD)
-    compiled = ((architecture, case) for case in audit_plain.cases() for architecture in architectures)
-    for architecture, case in itertools.chain(compiled, audit_mlp.plain(), audit_whole.plain()):
-        yield architecture, case.name, functools.partial(figures, case, architecture)
-    yield from audit_chain.plain()
-
-
-def figures(case: Case, architecture: str) -> dict[str, float]:
-    """What is recorded of a case on an architecture, "sm_90" or the like."""
-    if architecture == AMD:
-        return {"shared": compile_amd(case)}
-    return compile_nvidia(case, int(architecture.removeprefix("sm_"))).figures()
-
-
-@functools.cache
-def record() -> dict[str, Any]:
-    """What was recorded, and with which Triton."""
-    return dict(json.loads(RECORD.read_text()))
-
-
-def risen(name: str, architecture: str, made: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """The figures above the recorded ones; none where the record is of another Triton.
-
-    Raises:
-        KeyError: the kernel is not in the record.
-    """
-    if triton.__version__ != record()["triton"]:
-        return {}
-    before = record()["kernels"][name][architecture]
-    return {key: (before[key], value) for key, value in made.items() if value > before[key]}
-
-
-def _text(found: dict[str, Any]) -> str:
-    """As JSON, with a line for each kernel on each architecture."""
-    kernels = [
-        f"  {json.dumps(name)}: {{\n"
-        + ",\n".join(f"   {json.dumps(architecture)}: {json.dumps(row)}" for architecture, row in by.items())
-        + "\n  }"
-        for name, by in found["kernels"].items()
-    ]
-    return f'{{\n "triton": {json.dumps(found["triton"])},\n "kernels": {{\n' + ",\n".join(kernels) + "\n }\n}\n"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print, and with --write record, the figures of every case."""
-    parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("names", nargs="*", help="regular expressions: only the kernels whose names match one")
-    parser.add_argument("--write", action="store_true", help=f"record the figures in {RECORD.name}")
-    given = parser.parse_args(argv)
-    everything = list(recorded())
-    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for _, name, _ in everything}
-    if given.names:  # the others stay as they are
-        for architecture, name, _ in everything:
-            if architecture in record()["kernels"].get(name, {}):
-                rows[name][architecture] = record()["kernels"][name][architecture]
-    for architecture, name, figures in everything:
-        if given.names and not any(re.search(wanted, name) for wanted in given.names):
-            continue
-        made = rows[name][architecture] = figures()
-        print(f"{name:32} {architecture:<7}", *(f"{k}={v:g}" for k, v in made.items()), flush=True)
-    if given.write:
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(_text({"triton": triton.__version__, "kernels": {k: row for k, row in rows.items() if row}}))
-    return 0
-
-
 if __name__ == "__main__":
+    from bench.audit_record import main
+
     raise SystemExit(main())

@@ -6,13 +6,11 @@ The launcher's own arguments go through Triton's own specialization (`warmup`), 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import re
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -31,19 +29,17 @@ SIZES = {
     "first_step": 0,
     "first_chain": 2**40,
 }
-Architecture = int | str
-"""A compute capability (90 is 9.0), or "gfx942"."""
 
 
 class Target:
     """What Triton asks a driver for before it compiles."""
 
-    def __init__(self) -> None:
-        self.arch: Architecture = 90
+    def __init__(self, architecture: str = "sm_90") -> None:
+        self.target = audit.target(architecture)
 
-    def get_current_device(self) -> int:
-        """A number that says which one it is."""
-        return self.arch if isinstance(self.arch, int) else 942
+    def get_current_device(self) -> int | str:
+        """What tells it from others."""
+        return self.target.arch
 
     def get_current_stream(self, device: int) -> int:
         """None."""
@@ -51,99 +47,139 @@ class Target:
 
     def get_current_target(self) -> GPUTarget:
         """What to compile for."""
-        return GPUTarget("cuda", self.arch, 32) if isinstance(self.arch, int) else GPUTarget("hip", self.arch, 64)
+        return self.target
 
 
 @contextlib.contextmanager
-def driver(arch: Architecture) -> Iterator[None]:
+def driver(architecture: str) -> Iterator[None]:
     """Triton as on a machine with this GPU, except that nothing can be launched."""
-    target, before = Target(), triton.runtime.driver._active
-    target.arch = arch
-    triton.runtime.driver.set_active(target)
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(Target(architecture))
     try:
         yield
     finally:
         triton.runtime.driver.set_active(before)
 
 
-class Chain(NamedTuple):
-    """A score with its launch options."""
+@dataclass(frozen=True)
+class Chain:
+    """A score with its launch options, and what else is asked of the sampler."""
 
+    name: str
     score: Any
     params: tuple[Any, ...]
     n_features: int
     options: dict[str, int]
+    clamp: tuple[float, float] | None = None
+    freeze: bool = False
 
-    def compile(self, arch: Architecture, *, clamp: tuple[float, float] | None = None, freeze: bool = False) -> Any:
-        """What Triton makes of the whole-chain kernel with this score in it."""
+    def made_of(self) -> str:
+        """What its machine code depends on, as a digest."""
+        from fastscore_kernels import chain
+
+        given = _kinds(self.params), self.n_features, self.options, self.clamp, self.freeze, SIZES
+        return audit.digest(chain.chain_kernel, audit.text(self.score), *given)
+
+    def compile(self, architecture: str) -> audit.Report | audit.Amd:
+        """The whole-chain kernel with this score in it; an element is a feature of a chain, the loop counts once."""
         from fastscore_kernels import chain
 
         x, ones = torch.zeros(64, self.n_features), torch.ones(10)
-        given = {**SIZES, "clamp": clamp, "freeze": freeze, "options": self.options}
-        with driver(arch):
+        given = {**SIZES, "clamp": self.clamp, "freeze": self.freeze, "options": self.options}
+        with driver(architecture):
             grid, call, _ = chain.chain_call(self.score, self.params, x, ones, ones, **given)
-            return chain.chain_kernel.warmup(grid=grid, **call)
-
-    def figures(self, built: Any) -> dict[str, float]:
-        """What is recorded; an element is a feature of a chain, and the loop over steps counts once."""
-        shared = built.metadata.shared
-        if "cubin" not in built.asm:
-            return {"shared": shared}
-        registers, stack, opcodes = resources(built)
-        threads = 32 * self.options["num_warps"]
-        instructions = (sum(opcodes.values()) - opcodes["NOP"]) * threads
-        an_element = round(instructions / (self.options["BLOCK_CHAINS"] * self.n_features), 2)
-        return {"registers": registers, "stack": stack, "shared": shared, "instructions_an_element": an_element}
+            built = chain.chain_kernel.warmup(grid=grid, **call)
+        return audit.read(built, self.options["BLOCK_CHAINS"] * self.n_features)
 
 
-def resources(built: Any) -> tuple[int, int, Counter[str]]:
-    """Registers, bytes of stack, and how often each opcode occurs."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage, sass = (audit._cuobjdump(flag, file.name) for flag in ("--dump-resource-usage", "-sass"))
-    opcodes = Counter(m.group(1).split(".")[0] for m in map(audit._OPCODE.match, sass.splitlines()) if m)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    return int(found[1]), int(found[2]), opcodes
+def _kinds(param: Any) -> Any:
+    """Tensors by their dtypes and shapes, constants by their values."""
+    if isinstance(param, tuple):
+        return tuple(map(_kinds, param))
+    if isinstance(param, torch.Tensor):
+        return str(param.dtype), tuple(param.shape)
+    return param.value if isinstance(param, triton.language.constexpr) else param
 
 
-ANALYTIC = ("double well D=2", "ring K=8 D=2", "gaussian D=16", "ladder ring K=8 D=2", "ladder gaussian D=16")
-NETWORKS: dict[str, tuple[Architecture, bool, str, int, int]] = {
-    "score tf32 H=128 L=3": (90, False, "tf32", 128, 3),
-    "score bf16 H=128 L=6": (90, False, "bf16", 128, 6),
-    "score bf16 H=256 L=2": (90, False, "bf16", 256, 2),
-    "score bf16x6 H=64 L=2": (90, False, "bf16x6", 64, 2),
-    "energy tf32 H=64 L=2": (90, True, "tf32", 64, 2),
-    "score bf16 H=128 L=5": (80, False, "bf16", 128, 5),
-    "score tf32 H=64 L=3": (100, False, "tf32", 64, 3),
-    "score bf16 H=128 L=3": (100, False, "bf16", 128, 3),
-    "score ieee H=64 L=3": (audit.AMD, False, "ieee", 64, 3),
-}
+ANALYTIC = (
+    "double well D=2",
+    "double well D=32",
+    "ring K=8 D=2",
+    "gaussian D=2",
+    "gaussian D=16",
+    "gaussian D=64",
+    "full mixture K=8 D=3",
+    "mixture K=40 D=8",
+    "ladder ring K=8 D=2",
+    "ladder gaussian D=16",
+    "ladder gaussian D=64",
+    "ladder full mixture K=8 D=3",
+    "ladder mixture K=40 D=8",
+)
+NETWORKS: tuple[tuple[str, bool, str, int, int], ...] = (
+    ("sm_90", False, "tf32", 128, 3),
+    ("sm_90", False, "bf16", 128, 6),
+    ("sm_90", False, "bf16x6", 64, 2),
+    ("sm_90", True, "tf32", 64, 2),
+    ("sm_80", False, "bf16", 128, 5),
+    ("sm_100", False, "tf32", 64, 3),
+    ("sm_100", False, "bf16", 128, 3),
+    (audit.AMD, False, "ieee", 64, 3),
+)
 """(architecture, whether an energy, precision, width, depth), D = 2, SiLU."""
 
 
-def analytic(name: str, arch: Architecture) -> Chain | None:
+def cases() -> Iterator[tuple[str, Chain]]:
+    """All of them by architecture: targets in closed form, and networks as deep as the launcher takes them."""
+    for name, architecture in itertools.product(ANALYTIC, audit.ARCHITECTURES):
+        if (found := analytic(name, architecture)) is not None:
+            yield architecture, found
+    for size in NETWORKS:
+        yield size[0], network(*size)
+    yield from _deepest()
+
+
+def _deepest() -> Iterator[tuple[str, Chain]]:
+    """Every entry of the launcher's table; residuals too, except where they count as heavy or a GELU is enough."""
+    from fastscore_kernels import chain_mlp
+
+    for (energy, precision), row in chain_mlp.DEEPEST.items():
+        architecture = audit.AMD if precision == "ieee" else "sm_90"
+        for width, depths in row.items():
+            for activation, depth in zip(("silu", "gelu"), depths, strict=True):
+                if not depth:
+                    continue
+                residual = not (energy or precision == "bf16x6" or width == 256)
+                if activation == "gelu":
+                    residual = width < 128 or precision in ("tf32", "bf16")
+                size = (architecture, energy, precision, width, depth)
+                yield architecture, network(*size, activation=activation, residual=residual)
+    for energy, precision in ((False, "bf16x6"), (False, "tf32"), (True, "tf32")):
+        yield "sm_90", network("sm_90", energy, precision, 32, 3, per_chain=True)
+
+
+def analytic(name: str, architecture: str) -> Chain | None:
     """A target in closed form, of ANALYTIC or "gaussian D=2" and the like; None where the launcher declines it."""
     from fastscore_kernels import chain_scores
 
     dim = int(name.rpartition("=")[2])
     full, k = "full" in name or "gaussian" in name, int((re.search(r"K=(\d+)", name) or ["", "1"])[1])
-    if full and dim > 16 and arch in (80, 100):
+    if full and dim > 16 and architecture in ("sm_80", "sm_100"):
         return None
     options = chain_scores.launch_options(dim, full, torch.device("cpu"))
     assert options is not None
+    asked: dict[str, Any] = {"n_features": dim, "options": options, "clamp": (-1.0, 1.0), "freeze": True}
     if "double well" in name:
-        return Chain(chain_scores.double_well, (torch.ones(()),), dim, options)
-    precision = "ieee" if full and dim > 8 and arch == audit.AMD else "bf16x6"
+        return Chain(f"chain {name}", chain_scores.double_well, (torch.ones(()),), **asked)
+    precision = "ieee" if full and dim > 8 and architecture == audit.AMD else "bf16x6"
     levels = (10,) if "ladder" in name else ()
     precisions = torch.ones(*levels, k, dim, *[dim] * full)
     params = chain_scores.pack(torch.zeros(k, dim), precisions, torch.zeros(*levels, k), precision)
-    return Chain(chain_scores.gaussian if k == 1 else chain_scores.mixture, params, dim, options)
+    return Chain(f"chain {name}", chain_scores.gaussian if k == 1 else chain_scores.mixture, params, **asked)
 
 
 def network(
-    arch: Architecture,
+    architecture: str,
     energy: bool,
     precision: str,
     width: int,
@@ -165,25 +201,10 @@ def network(
     assert options is not None
     scales = (torch.ones(1, 1), torch.ones(1, 1), None)
     params = list(chain_mlp.pack(weights, (None,) * (depth + 1), activations, residuals, (), scales, **how))
-    params[8] = triton.language.constexpr(precision in ("tf32", "bf16") and isinstance(arch, int))
-    return Chain(chain_mlp.energy_mlp if energy else chain_mlp.score_mlp, tuple(params), dim, options)
-
-
-def plain() -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
-    """What is recorded, as `audit.recorded`."""
-    for name in ANALYTIC:
-        for arch in (*audit.NVIDIA, audit.AMD):
-            found = analytic(name, arch)
-            assert found is not None
-            yield label(arch), f"chain {name}", functools.partial(_made, found, arch, clamp=(-1.0, 1.0), freeze=True)
-    for name, (arch, *size) in NETWORKS.items():
-        yield label(arch), f"chain {name}", functools.partial(_made, network(arch, *size), arch)
-
-
-def _made(chain: Chain, arch: Architecture, **given: Any) -> dict[str, float]:
-    return chain.figures(chain.compile(arch, **given))
-
-
-def label(arch: Architecture) -> str:
-    """The architecture in the record."""
-    return f"sm_{arch}" if isinstance(arch, int) else arch
+    params[8] = triton.language.constexpr(precision in ("tf32", "bf16") and architecture != audit.AMD)
+    name = f"chain {'energy' if energy else 'score'} {precision} H={width} L={depth}"
+    name += (
+        (f" {activation}" if activation != "silu" else "") + " residual" * residual + " condition a chain" * per_chain
+    )
+    score = chain_mlp.energy_mlp if energy else chain_mlp.score_mlp
+    return Chain(name, score, tuple(params), dim, options)

@@ -22,11 +22,6 @@ def entries() -> list[dict[str, Any]]:
     return [entry for entry in table.entries() if entry["operation"].startswith(("mlp_", "dual_"))]
 
 
-def plain() -> Iterator[tuple[str, Case]]:
-    """Architectures with, for every entry of theirs, the plainest network."""
-    return ((architecture, case(entry)) for entry in entries() for architecture in entry["architectures"])
-
-
 def cases() -> Iterator[tuple[str, Case]]:
     """Architectures with, for every entry of theirs, networks with and without what adds to a kernel's registers."""
     for entry in entries():

@@ -17,13 +17,8 @@ def entries() -> list[dict[str, Any]]:
     return [entry for entry in table.entries() if re.match(r"(trace|estimate|energy|curvature)_", entry["operation"])]
 
 
-def plain() -> Iterator[tuple[str, Case]]:
-    """Architectures with, for every entry of theirs, the plainest network."""
-    return ((architecture, case(entry)) for entry in entries() for architecture in entry["architectures"])
-
-
 def cases() -> Iterator[tuple[str, Case]]:
-    """The same, and the network that has everything."""
+    """Architectures with, for every entry of theirs, the plainest network and the one that has everything."""
     for entry in entries():
         for architecture in entry["architectures"]:
             yield architecture, case(entry)

@@ -120,7 +120,7 @@ def print_whole(width: int) -> None:
     for operation, depth in (("trace_3", 3), ("energy_2", 2), ("energy_3", 3)):
         for dim in (2, 16):
             case = audit_whole.case(entry(operation, dim, width))
-            report = audit.compile_nvidia(case, 90)
+            report = case.compile("sm_90")
             found = limits(case, executed(report.sass, dim), 4 * (2 * dim + 1))
             limiter = max(found, key=lambda k: found[k])
             passes = 4 * (depth - 2) + (2 if operation.startswith("energy") else 0)
@@ -139,7 +139,7 @@ def main() -> int:
         for operation, moved in values.items():
             found = entry(operation, dim, width)
             case = audit_mlp.case(found)
-            report = audit.compile_nvidia(case, 90)
+            report = case.compile("sm_90")
             projections = [-(-dim // 32)] if operation != "mlp_forward" and dim > 32 else []
             trips = [width // found["options"]["UNITS"], *projections]
             if operation == "mlp_forward" and found["options"]["BLOCK"] < width:
