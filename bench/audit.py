@@ -199,11 +199,11 @@ def text(kernel: Any) -> str:
             continue
         found[name] = one.src
         for node in ast.walk(one.parse()):
-            read = _value(node, one.get_capture_scope())
-            if isinstance(read, triton.JITFunction):
-                waiting.append(read)
-            elif isinstance(read, tl.constexpr):
-                found[f"{name}: {ast.unparse(node)}"] = repr(read.value)
+            value = _value(node, one.get_capture_scope())
+            if isinstance(value, triton.JITFunction):
+                waiting.append(value)
+            elif isinstance(value, tl.constexpr):
+                found[f"{name}: {ast.unparse(node)}"] = repr(value.value)
     return repr(sorted(found.items()))
 
 
