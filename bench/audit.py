@@ -71,7 +71,12 @@ class Case:
     def compile(self, architecture: str) -> Report | Amd:
         """What the compiler makes of it for an architecture."""
         built = triton.compile(self.source(), target=target(architecture), options=self.options)
-        return read(built, self.elements)
+        return read(built, self.elements, self.precision)
+
+    @property
+    def precision(self) -> str:
+        """What its products are made in; "" where it says nothing of them."""
+        return str(self.constexprs.get("PRECISION", ""))
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Report:
     sass: str
     ptx: str
     ttir: str
+    precision: str = ""
 
     def figures(self) -> dict[str, float]:
         """What is recorded."""
@@ -102,8 +108,6 @@ class Report:
 
     def faults(self) -> list[str]:
         """What no shipped kernel may have."""
-        dots = re.findall(r"tt\.dot .*", self.ttir)
-        stated = (re.search(r"inputPrecision|xbf16> \* tensor<\w+xbf16>", dot) for dot in dots)
         tensor_cores = any(name.startswith(TENSOR_CORES[self.architecture]) for name in self.opcodes)
         found = {
             "local memory": self.stack,
@@ -112,11 +116,10 @@ class Report:
             "more tensor memory than there is": self.tensor_memory > 512,
             "the compiler gave up and left a kernel that stops": re.search(r"\btrap;", self.ptx),
             "an atomic: the order of additions would vary": re.search(r"\b(atom|red)\.", self.ptx),
-            "a product without its precision": not all(stated),
-            "products without tensor cores": dots and not tensor_cores,
+            "products without tensor cores": "tt.dot " in self.ttir and not tensor_cores,
             "next to nothing was compiled": sum(self.opcodes.values()) < 100,
         }
-        return [what for what, there in found.items() if there]
+        return [what for what, there in found.items() if there] + hazards(self.ttir, self.precision)
 
 
 class Amd(NamedTuple):
@@ -136,13 +139,35 @@ class Amd(NamedTuple):
         return [what for what, there in found.items() if there]
 
 
+def hazards(ttir: str, precision: str = "") -> list[str]:
+    """What no kernel may have in Triton's own terms: a product in another precision than it says, rows of 32 bits.
+
+    The number of a program, and whatever is counted from it, is made 64 bits wide before it is multiplied: rows times
+    features pass 2^31.
+    """
+    stated = {
+        "": r"inputPrecision|xbf16> \* tensor<\w+xbf16>",
+        **dict.fromkeys(("bf16", "bf16x6"), r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>"),
+    }.get(precision, rf"inputPrecision = {precision}\b")
+    narrow, multiplied = set(re.findall(r"(%\w+) = tt\.get_program_id x : i32", ttir)), False
+    for made, operation, of in re.findall(r"(%\w+)(?::\d+)? = ([\w.]+) (.*)", ttir):
+        if narrow & set(re.findall(r"%\w+", of)) and operation not in ("arith.extsi", "arith.remsi"):
+            narrow.add(made)
+            multiplied |= operation == "arith.muli"
+    found = {
+        "a product without its precision": not all(re.search(stated, dot) for dot in re.findall(r"tt\.dot .*", ttir)),
+        "a row's number in 32 bits": multiplied,
+    }
+    return [what for what, there in found.items() if there]
+
+
 def target(architecture: str) -> GPUTarget:
     """As Triton names it."""
     return GPUTarget("hip", AMD, 64) if architecture == AMD else GPUTarget("cuda", int(architecture[3:]), 32)
 
 
-def read(built: Any, elements: int) -> Report | Amd:
-    """The costs of a compiled kernel, of which one program works on so many elements."""
+def read(built: Any, elements: int, precision: str = "") -> Report | Amd:
+    """The costs of a compiled kernel: a program works on so many elements, with products in this precision."""
     if "cubin" not in built.asm:
         spilled = re.search(r"\.vgpr_spill_count:\s*(\d+)", built.asm["amdgcn"])
         assert spilled
@@ -166,6 +191,7 @@ def read(built: Any, elements: int) -> Report | Amd:
         sass=sass,
         ptx=built.asm["ptx"],
         ttir=built.asm["ttir"],
+        precision=precision,
     )
 
 

@@ -179,10 +179,10 @@ def memory(results: Results) -> list[str]:
     return markdown(["MiB", *names], rows)
 
 
-def full(cpu: Results, gpu: Results | None, others: Sequence[Results] = ()) -> str:
+def full(cpu: Results, gpu: Results | None, elsewhere: Sequence[Results] = ()) -> str:
     """What bench/README.md shows."""
     lines = []
-    for results in [cpu, *others] + ([gpu] if gpu else []):
+    for results in [cpu, *elsewhere] + ([gpu] if gpu else []):
         lines += [f"## {named(results['machine'])}", "", f"{described(results)}.", ""]
         lines += [
             "### Where fastscore loses",

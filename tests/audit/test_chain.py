@@ -24,14 +24,6 @@ def test_a_thread_holds_whole_chains_of_two_features(architecture, chain):
     assert opcodes["SHFL"] + opcodes["LDS"] + opcodes["BAR"] == 0
 
 
-@pytest.mark.parametrize(
-    ("architecture", "chain"),
-    chosen(r"chain (?!score|energy).*|chain .* tf32 (H=128 L=3|H=64 L=2)"),
-)
-def test_chains_are_addressed_in_64_bits(architecture, chain):
-    assert re.search(r"arith\.muli %\w+, %\w+ : i64", chain.compile(architecture).ttir)
-
-
 @pytest.mark.parametrize(("architecture", "chain"), chosen(r"chain score (tf32|bf16) H=\d+ L=\d"))
 def test_a_unit_costs_one_special_function(architecture, chain):
     """And those of the noise."""

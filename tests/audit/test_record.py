@@ -138,6 +138,19 @@ def test_faults_are_found():
     assert audit.Amd(shared=65 * 1024, spilled=1).faults() == ["spills", "more shared memory than there is"]
 
 
+def test_hazards_are_found():
+    """In Triton's own terms, as it would say them."""
+    narrow = "%1 = tt.get_program_id x : i32\n%2 = arith.divsi %1, %a : i32\n%3 = arith.muli %2, %b : i32"
+    wide = narrow.replace("%3 = arith.muli %2", "%3 = arith.extsi %2 : i32 to i64\n%4 = arith.muli %3")
+    assert audit.hazards(narrow) == ["a row's number in 32 bits"]
+    assert not audit.hazards(wide)
+    product = "%5 = tt.dot %3, %4, %0, inputPrecision = tf32 : tensor<16x16xf32> * tensor<16x16xf32>"
+    narrower = "%5 = tt.dot %3, %4, %0 : tensor<16x16xbf16> * tensor<16x16xbf16> -> tensor<16x16xf32>"
+    assert not audit.hazards(product) + audit.hazards(product, "tf32") + audit.hazards(narrower, "bf16x6")
+    for ttir, precision in ((product, "tf32x3"), (product, "bf16"), (narrower, "tf32"), (narrower, "ieee")):
+        assert audit.hazards(ttir, precision) == ["a product without its precision"]
+
+
 class Fake:
     """A kernel that costs what it is told to."""
 
