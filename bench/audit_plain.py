@@ -1,4 +1,4 @@
-"""The audit's cases of the kernels that take their tiles from sizes: steps, noise, layers of jets, contractions."""
+"""The audit's cases of the kernels that take their tiles from sizes: steps, noise, layers of jets, and the like."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _SIZES = {"n_chains": "i32", "n_features": "i32", "n_groups": "i32"}
 def cases() -> Iterator[Case]:
     """All of them."""
     yield from _langevin()
+    yield from _metropolis()
     yield from _noise()
     yield from _jets()
     yield from _contractions()
@@ -40,6 +41,26 @@ def _langevin() -> Iterator[Case]:
                 constexprs={"STEP_ON_DEVICE": False, "PER_FEATURE": False, "LANES": min(4, features), **options},
                 elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * min(4, features),
                 aligned=aligned,
+                options=warps,
+            )
+
+
+def _metropolis() -> Iterator[Case]:
+    from fastscore_kernels.metropolis import accept_kernel, tiles
+
+    pointers = [name for name in accept_kernel.arg_names if name.endswith("_ptr")]
+    sizes = {name: type_ for name, type_ in _SIZES.items() if name != "n_groups"}
+    for dtype in ("fp32", "fp64"):
+        for features in (4096, 64, 2):
+            options = tiles(1 << 20, features)
+            warps = {"num_warps": options.pop("num_warps")}
+            yield Case(
+                name=f"metropolis {dtype} D={features}",
+                kernel=accept_kernel,
+                signature={**dict.fromkeys(pointers, f"*{dtype}"), **sizes, **_COUNTERS},
+                constexprs={"STREAM": 1, "PER_FEATURE": False, **options},
+                elements=options["ROWS"] * options["FEATURES"],
+                aligned=(*pointers, *(("n_features",) if features % 64 == 0 else ())),
                 options=warps,
             )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 Arrays = Mapping[str, Tensor]
 Call = Callable[[], Arrays]
 
-MODULES = ("training", "chains", "energies", "steps", "noise", "laplacians")
+MODULES = ("training", "chains", "energies", "steps", "mala", "noise", "laplacians")
 """In order of importance: when the time is up, what is left is not run."""
 
 

@@ -12,6 +12,8 @@ from mutant_table import Mutant
 
 LOSSES, TERMS, DIVERGENCE = "fastscore/losses.py", "fastscore/_terms.py", "fastscore/divergence.py"
 FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets.py"
+JUDGE, J = "kernels/fastscore_kernels/metropolis.py", "tests/kernels/test_metropolis.py::"
+COMPILED_CHAINS, RULE = "fastscore/ops/_cpu_source_targets.py", "fastscore/reference/metropolis.py"
 MALA, BAOAB, CHAINS = "fastscore/samplers/mala.py", "fastscore/samplers/underdamped.py", "fastscore/samplers/chain.py"
 CHECKPOINT, BUILD = "fastscore/checkpoint.py", "fastscore/ops/_cpu_build.py"
 STEP_C, CHAIN_C = "fastscore/ops/_cpu_source.py", "fastscore/ops/_cpu_source_chain.py"
@@ -53,9 +55,14 @@ IN_TARGETS = [
 ]
 
 IN_CHAINS = [
-    Mutant(47, "mala: a proposal without its drift", MALA, "(y - x - a * score).square()", "(y - x).square()", (G + "test_detailed_balance_holds_pointwise",)),
-    Mutant(47, "mala: the score of the refused", MALA, "torch.where(accept.view(event), to_score, score)", "to_score", ("tests/test_properties.py::test_properties[mala-0]", G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so")),
-    Mutant(49, "mala: no density, no alarm", MALA, ".masked_fill(lost.view(event), torch.nan)", "", (G + "test_outside_the_support_is_a_refusal_and_no_density_is_an_error",)),
+    Mutant(47, "mala: a proposal without its drift", RULE, "(y - x - a * score).square()", "(y - x).square()", (G + "test_detailed_balance_holds_pointwise",)),
+    Mutant(47, "mala: the score of the refused", RULE, "torch.where(taken.view(row), to.score, score)", "to.score", ("tests/test_properties.py::test_properties[mala-0]", G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so")),
+    Mutant(49, "mala: no density, no alarm", RULE, ".masked_fill(lost.view(row), torch.nan)", "", ("tests/ops/test_metropolis.py::test_where_the_density_is_no_number",)),
+    Mutant(47, "triton: metropolis without the way back", JUDGE, "forth * forth - back * back", "forth * forth", (J + "test_values",)),
+    Mutant(18, "triton: metropolis refuses an infinite proposal", JUDGE, "(tl.max(far, 1, keep_dims=True) > 0) | ", "", (J + "test_where_the_density_is_no_number",)),
+    Mutant(5, "triton: metropolis past the last feature", JUDGE, "mask = there & (feature < n_features)\n        at = start + (rows * n_features + feature)\n        x = tl.where", "mask = there & (feature < n_features + 1)\n        at = start + (rows * n_features + feature)\n        x = tl.where", (J + "test_values",)),
+    Mutant(38, "triton: metropolis's uniforms of another chain", JUDGE, "first_chain + row, tl.zeros", "row, tl.zeros", (J + "test_values",)),
+    Mutant(38, "compiled metropolis: uniforms of another chain", COMPILED_CHAINS, "chain[i] = first_chain + row + (u64)i;\n    take(to_x", "chain[i] = row + (u64)i;\n    take(to_x", ("tests/ops/test_metropolis.py::test_values",)),
     Mutant(47, "mala: a given score forgotten", MALA, "score_fn or getattr(log_prob, \"score\", None)", "getattr(log_prob, \"score\", None)", (G + "test_mala_takes_a_density_a_score_or_a_target",)),
     Mutant(47, "baoab: half a kick", BAOAB, "UnderdampedState(x, v + half * score, score)", "UnderdampedState(x, v, score)", (G + "test_one_baoab_step_is_its_formula",)),
     Mutant(35, "a leap over what is to be kept", CHAINS, "return self.thin - (k - self.burn_in) % self.thin if", "return self.thin if", (X + "test_what_is_kept_may_be_further_apart_than_a_leap",)),

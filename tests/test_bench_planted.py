@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import compare
-from bench.families import chains, energies, laplacians, losses, networks, noise, steps, training
+from bench.families import chains, energies, laplacians, losses, mala, networks, noise, steps, training
 from bench.registry import Provider, WrongError, families
 
 OFF = 1.05  # a scale of the noise
@@ -91,6 +91,20 @@ def chain(noise=1.0, drift=1.0):
     return build
 
 
+def one_way(case, arrays):
+    """Metropolis's rule as if a proposal were as likely as its reverse."""
+    a, evaluate = case.settings["step_size"], mala.evaluator(mala.density_of(case, arrays))
+
+    def step(x, value, slope):
+        proposal = x + a * slope + (2 * a) ** 0.5 * torch.randn_like(x)
+        to_value, to_slope = evaluate(proposal)
+        accept = torch.rand_like(value).log() < to_value - value
+        kept = accept[:, None]
+        return torch.where(kept, proposal, x), torch.where(accept, to_value, value), torch.where(kept, to_slope, slope)
+
+    return lambda: {"x": mala.run(evaluate, step, arrays["x"], case.settings["steps"])}
+
+
 def langevin(noise=1.0, drift=1.0, seed=None):
     def build(case, arrays):
         x, score = arrays["x"], arrays["score"]
@@ -160,6 +174,10 @@ def rows():
     )
     for case in TARGETS:
         yield chains, case, "exact", chain(), {"noise": chain(noise=OFF), "no drift": chain(drift=0.0)}
+    for target in ("ring", "energy"):
+        case = mala._case(target, 4096, 20, 0.2)
+        wrong = {"never refused": chain(), "refused without the way back": one_way}
+        yield mala, case, "exact", mala._naive, wrong
     for case in (steps._case(15_625, 64, True, True), steps._case(15_625, 64, True, True, "bfloat16")):
         wrong = {"noise": langevin(OFF), "no drift": langevin(drift=0.0), "the same again": langevin(seed=3)}
         yield steps, case, "exact", langevin(), wrong

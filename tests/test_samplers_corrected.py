@@ -12,8 +12,8 @@ from torch import Tensor
 
 import fastscore
 from fastscore import noise, targets
+from fastscore.reference.metropolis import log_transition
 from fastscore.samplers import Mala, Underdamped, mala, underdamped_langevin
-from fastscore.samplers.mala import log_transition
 
 N = 1 << 15
 

@@ -164,11 +164,16 @@ def statistics(x: Tensor, arrays: Arrays) -> Tensor:
 
 def reference(case: Case, arrays: Arrays) -> tuple[Tensor, Tensor]:
     """Mean and standard error of the statistics of some chains in float64, and the names."""
+    step = stepper(case, score_of(case, arrays, torch.float64))
+    found = statistics(run(step, starts(case, arrays), case.settings["steps"]), arrays)
+    return found.mean(0), found.std(0) / len(found) ** 0.5
+
+
+def starts(case: Case, arrays: Arrays) -> Tensor:
+    """Those of the reference's chains: the inputs', over and over again, in float64."""
     steps, n = case.settings["steps"], len(arrays["x"])
     chains = min(REFERENCE[0], REFERENCE[1] // steps, REFERENCE[2] // case.settings["D"])
-    x = arrays["x"].double().repeat(-(-chains // n), 1)[:chains]
-    found = statistics(run(stepper(case, score_of(case, arrays, torch.float64)), x, steps), arrays)
-    return found.mean(0), found.std(0) / len(found) ** 0.5
+    return arrays["x"].double().repeat(-(-chains // n), 1)[:chains]
 
 
 def check(case: Case, arrays: Arrays, found: Any, law: str, results: Sequence[Arrays]) -> None:

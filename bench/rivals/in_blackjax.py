@@ -1,4 +1,4 @@
-"""blackjax: overdamped Langevin dynamics, which it has as SGLD with the whole density's gradient."""
+"""blackjax: overdamped Langevin dynamics, which it has as SGLD with the whole density's gradient, and MALA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.rivals.in_jax import keys, score_of
+from bench.rivals.in_jax import density_of, keys, score_of
 
 
 def chain(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) -> Any:
@@ -29,4 +29,21 @@ def chain(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) 
     return lambda: {"x": jax.block_until_ready(whole(x, next(draws)))}
 
 
-BUILDERS = {("chains", "blackjax, overdamped Langevin"): chain}
+def adjusted(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) -> Any:
+    """Likewise."""
+    x, draws = jnp.asarray(inputs["x"]), keys()
+    sampler = blackjax.mala(density_of(settings, inputs), settings["step_size"])
+
+    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+        each = jax.random.split(key, x.shape[0])
+        return jax.vmap(lambda key, one: sampler.step(key, one)[0])(each, state), None
+
+    @jax.jit
+    def whole(y: jax.Array, key: jax.Array) -> jax.Array:
+        state = jax.vmap(sampler.init)(y)
+        return jax.lax.scan(step, state, jax.random.split(key, settings["steps"]))[0].position
+
+    return lambda: {"x": jax.block_until_ready(whole(x, next(draws)))}
+
+
+BUILDERS = {("chains", "blackjax, overdamped Langevin"): chain, ("mala", "blackjax, mala"): adjusted}

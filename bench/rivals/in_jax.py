@@ -141,6 +141,46 @@ def chain(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) 
     return lambda: {"x": jax.block_until_ready(whole(x, next(draws)))}
 
 
+def density_of(settings: dict[str, Any], inputs: dict[str, np.ndarray]) -> Any:
+    """log p of a chain's target for a batch, `[n]`, up to a constant."""
+    if settings["target"] == "energy":
+        parameters = layers({k: v for k, v in inputs.items() if k != "x"})
+        return lambda y: -mlp(parameters, y)[..., 0]
+    means = jnp.asarray(inputs["means"])
+    offsets = jnp.square(means).sum(1) * (-0.5 / STD**2)
+
+    def log_prob(y: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(y @ means.T / STD**2 + offsets, -1) - half_square(y) / STD**2
+
+    return log_prob
+
+
+def adjusted(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) -> Any:
+    """All Metropolis-adjusted steps in one lax.scan."""
+    log_prob, start, a = density_of(settings, inputs), jnp.asarray(inputs["x"]), settings["step_size"]
+    slope_of = jax.grad(lambda y: log_prob(y).sum())
+
+    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+        x, value, slope = state
+        normal, uniform = jax.random.split(key)
+        proposal = x + a * slope + jnp.sqrt(2 * a) * jax.random.normal(normal, x.shape)
+        to_value, to_slope = log_prob(proposal), slope_of(proposal)
+        forth, back = half_square(proposal - x - a * slope), half_square(x - proposal - a * to_slope)
+        draw = jnp.log(jax.random.uniform(uniform, value.shape))
+        accept = draw < to_value - value + (forth - back) / (2 * a)
+        kept = accept[:, None]
+        moved = jnp.where(kept, proposal, x), jnp.where(accept, to_value, value), jnp.where(kept, to_slope, slope)
+        return moved, None
+
+    @jax.jit
+    def whole(x: jax.Array, key: jax.Array) -> jax.Array:
+        state = x, log_prob(x), slope_of(x)
+        return jax.lax.scan(step, state, jax.random.split(key, settings["steps"]))[0][0]
+
+    draws = keys()
+    return lambda: {"x": jax.block_until_ready(whole(start, next(draws)))}
+
+
 def one_step(settings: dict[str, Any], inputs: dict[str, np.ndarray], device: str) -> Any:
     x, score, a = jnp.asarray(inputs["x"]), jnp.asarray(inputs["score"]), settings["a"]
     draws = keys()
@@ -169,6 +209,7 @@ BUILDERS = {
     ("divergence", "JAX, Hutchinson by jvp"): trained(hutchinson),
     ("divergence of energies", "JAX, jacfwd of grad"): trained(energy_jacfwd),
     ("chains", "JAX, lax.scan"): chain,
+    ("mala", "JAX, lax.scan"): adjusted,
     ("steps", "JAX"): one_step,
     ("noise", "JAX, threefry"): normals,
     ("divergence of gradients", "JAX, hessian"): laplacian,

@@ -225,6 +225,55 @@ static void transition(int dim, const float *a, const float *restrict from, cons
     }
 }
 
+/* Accept or refuse proposals `to` of a block of chains in place: states, their log p, scores, numbers accepted; a is
+   [dim]. A state whose density is no number, here or there, is lost. */
+static void judge(int dim, const float *a, Key uniforms, const u64 *chain, float *restrict state, float *restrict p,
+                  float *restrict score, float *restrict count, const float *restrict to, const float *restrict to_p,
+                  const float *restrict to_score) {
+  const u64 group[W] = {0};
+  float forth[W], back[W];
+  u32 w[4 * W], accept[W], lost[W] = {0};
+  transition(dim, a, state, score, to, forth);
+  transition(dim, a, to, to_score, state, back);
+  words(uniforms, chain, group, w);
+  undefined(dim, p, score, lost);
+  undefined(dim, to_p, to_score, lost);
+  for (int d = 0; d < dim; d++)
+    for (int i = 0; i < W; i++) lost[i] |= (u32)infinite_or_nan(to[d * W + i]);
+  for (int i = 0; i < W; i++)
+    accept[i] = logarithm(((float)w[i] + 0.5f) * 0x1p-32f) <= to_p[i] - p[i] + back[i] - forth[i];
+  for (int d = 0; d < dim; d++)
+    for (int i = 0; i < W; i++) {
+      const size_t j = (size_t)d * W + i;
+      state[j] = lost[i] ? NAN : (accept[i] ? to[j] : state[j]);
+      score[j] = accept[i] ? to_score[j] : score[j];
+    }
+  for (int i = 0; i < W; i++) { p[i] = accept[i] ? to_p[i] : p[i]; count[i] += (float)accept[i]; }
+}
+
+/* `judge` of rows [begin, end) of a batch, whose density is anybody's; returns as `chains`. */
+int metropolis(float *x, float *log_prob, float *s, float *accepted, const float *to_x, const float *to_log_prob,
+               const float *to_s, u64 begin, u64 end, int dim, const float *a, u32 k0, u32 k1, u32 step, u32 stream,
+               u64 first_chain) {
+  const size_t size = (size_t)dim * W;
+  float *state = scratch(4 * size);
+  if (!state) return 1;
+  float *score = state + size, *to = score + size, *to_score = to + size, p[W], to_p[W], count[W];
+  u64 chain[W];
+  for (u64 row = begin; row < end; row += W) {
+    const int n = end - row < W ? (int)(end - row) : W;
+    for (int i = 0; i < W; i++) chain[i] = first_chain + row + (u64)i;
+    take(to_x, row, n, dim, to); take(to_s, row, n, dim, to_score); take(x, row, n, dim, state);
+    take(s, row, n, dim, score); take(log_prob, row, n, 1, p); take(to_log_prob, row, n, 1, to_p);
+    take(accepted, row, n, 1, count);
+    judge(dim, a, (Key){k0, k1, step, stream}, chain, state, p, score, count, to, to_p, to_score);
+    give(state, row, n, dim, x); give(score, row, n, dim, s);
+    give(p, row, n, 1, log_prob); give(count, row, n, 1, accepted);
+  }
+  free(state);
+  return 0;
+}
+
 /* n_steps of the Metropolis-adjusted Langevin algorithm: rows [begin, end) of states x with their log p, scores s and
    numbers of proposals accepted; a and c = sqrt(2 a) are [n_steps, dim], `uniforms` the stream of the acceptances;
    returns as `chains`. */
@@ -236,9 +285,8 @@ int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, 
   float *state = scratch(5 * size + target->work);
   if (!state) return 1;
   float *score = state + size, *to = score + size, *to_score = to + size, *e = to_score + size, *work = e + size;
-  float p[W], to_p[W], count[W], forth[W], back[W];
-  u32 w[4 * W];
-  u64 chain[W], group[W] = {0};
+  float p[W], to_p[W], count[W];
+  u64 chain[W];
   for (u64 row = begin; row < end; row += W) {
     const int n = end - row < W ? (int)(end - row) : W;
     for (int i = 0; i < W; i++) chain[i] = first_chain + row + (u64)i;
@@ -251,23 +299,7 @@ int mala_chain(float *x, float *log_prob, float *s, float *accepted, u64 begin, 
         for (size_t j = (size_t)d * W; j < (size_t)(d + 1) * W; j++) to[j] = state[j] + ak[d] * score[j] + ck[d] * e[j];
       target->source.score(&target->source, row, n, to, work, to_score);
       target->log_prob(target, to, work, to_p);
-      transition(dim, ak, state, score, to, forth);
-      transition(dim, ak, to, to_score, state, back);
-      words((Key){k0, k1, step + (u32)k, uniforms}, chain, group, w);
-      u32 accept[W], lost[W] = {0};
-      undefined(dim, p, score, lost);
-      undefined(dim, to_p, to_score, lost);
-      for (int d = 0; d < dim; d++)
-        for (int i = 0; i < W; i++) lost[i] |= (u32)infinite_or_nan(to[d * W + i]);
-      for (int i = 0; i < W; i++)
-        accept[i] = logarithm(((float)w[i] + 0.5f) * 0x1p-32f) <= to_p[i] - p[i] + back[i] - forth[i];
-      for (int d = 0; d < dim; d++)
-        for (int i = 0; i < W; i++) {
-          const size_t j = (size_t)d * W + i;
-          state[j] = lost[i] ? NAN : (accept[i] ? to[j] : state[j]);
-          score[j] = accept[i] ? to_score[j] : score[j];
-        }
-      for (int i = 0; i < W; i++) { p[i] = accept[i] ? to_p[i] : p[i]; count[i] += (float)accept[i]; }
+      judge(dim, ak, (Key){k0, k1, step + (u32)k, uniforms}, chain, state, p, score, count, to, to_p, to_score);
       keep(path, k + 1, state, row, n, dim);
     }
     give(state, row, n, dim, x); give(score, row, n, dim, s);

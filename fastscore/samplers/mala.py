@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.noise import Stream, resolve_seed
+from fastscore.noise import resolve_seed
 from fastscore.ops import _cpu_target
-from fastscore.ops import langevin as _ops
-from fastscore.ops.noise import computed, uniform
+from fastscore.ops.langevin import langevin_step
+from fastscore.ops.metropolis import accept
+from fastscore.ops.noise import computed
+from fastscore.reference.metropolis import MalaState as MalaState
+from fastscore.reference.metropolis import Proposal
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import Known, announce, density
 from fastscore.samplers.arguments import as_tensor, prepare, table
@@ -22,19 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 LogProb = Callable[[Tensor], Tensor]
-
-
-class MalaState(NamedTuple):
-    """The state of a Metropolis-adjusted chain."""
-
-    x: Tensor
-    """Position, `[B, *event]`, float32 or float64."""
-    log_prob: Tensor
-    """log p(x), `[B]`."""
-    score: Tensor
-    """grad log p(x), `[B, *event]`."""
-    accepted: Tensor
-    """How many proposals were accepted since `init`, `[B]`."""
 
 
 class Mala:
@@ -69,24 +59,10 @@ class Mala:
         """Step number k."""
         if (made := self.advance(state, k, 1)) is not None:
             return made
-        x, log_prob, score, accepted = state
+        counters, x = (self.seed, k, self.first_chain), state.x
         a = as_tensor("step_size", self.step_size(k), x).to(x.dtype)
-        one = torch.ones((), dtype=x.dtype, device=x.device)
-        proposal = _ops.langevin_step(x, score, a, one, self.seed, k, self.first_chain)
-        to_log_prob, to_score = self.evaluate(proposal)
-        forth, back = log_transition(x, score, proposal, a), log_transition(proposal, to_score, x, a)
-        u = uniform(x.shape[0], self.seed, Stream.ACCEPT, k, self.first_chain, x.dtype, x.device)
-        accept = u.log() <= to_log_prob - log_prob + back - forth
-        lost = _undefined(log_prob, score) | _undefined(to_log_prob, to_score)
-        lost |= ~proposal.flatten(1).isfinite().all(1)
-        event = (-1, *(1,) * (x.dim() - 1))
-        moved = torch.where(accept.view(event), proposal, x).masked_fill(lost.view(event), torch.nan)
-        return MalaState(
-            moved,
-            torch.where(accept, to_log_prob, log_prob),
-            torch.where(accept.view(event), to_score, score),
-            accepted + accept,
-        )
+        y = langevin_step(x, state.score, a, 1.0, *counters)
+        return accept(state, Proposal(y, *self.evaluate(y)), a, *counters)
 
     def advance(self, state: MalaState, k: int, n: int) -> MalaState | None:
         """Steps k to k + n - 1 at once, where compiled code has the density."""
@@ -122,17 +98,6 @@ class Mala:
             if score is None:
                 raise ValueError("log_prob must be differentiable in x, got values that do not depend on x")
         return log_prob.detach().to(x.dtype), score.to(x.dtype)
-
-
-def log_transition(x: Tensor, score: Tensor, y: Tensor, a: Tensor) -> Tensor:
-    """log q(y | x) = -sum (y - x - a s(x))^2 / (4 a), `[B]`, up to a constant that x and y share."""
-    return -((y - x - a * score).square() / (4.0 * a)).flatten(1).sum(1)
-
-
-def _undefined(log_prob: Tensor, score: Tensor) -> Tensor:
-    """The rows whose density is no number, `[B]`."""
-    steep = log_prob.isfinite() & ~score.flatten(1).isfinite().all(1)
-    return log_prob.isnan() | (log_prob == torch.inf) | steep
 
 
 @overload

@@ -1,0 +1,147 @@
+"""Metropolis-adjusted chains, to a mixture in closed form and along a network that gives log p."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastscore
+from bench.families import chains, energies, networks
+from bench.registry import Arrays, Call, Case, Family, Provider
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""log p `[n]` and its gradient, of x `[n, D]`."""
+
+#    target, chains, steps, step size
+CPU = [("ring", 4096, 100, 0.1), ("energy", 4096, 40, 0.2), ("ring", 256, 400, 0.1)]
+CUDA = [("ring", 4096, 200, 0.1), ("energy", 4096, 100, 0.2), ("ring", 65536, 100, 0.1)]
+
+
+def cases(device: str) -> list[Case]:
+    return [_case(*row) for row in (CUDA if device == "cuda" else CPU)]
+
+
+def _case(target: str, n: int, steps: int, step_size: float) -> Case:
+    plain = chains._case(target, n, steps, step_size, 2, False)
+    return Case(f"MALA, {plain.name}", plain.settings, plain.units, flops=plain.flops, seconds=5.0)
+
+
+def inputs(case: Case, device: str) -> dict[str, Tensor]:
+    """Starting points, and means or a network: one whose energy rises in every direction, so that p has a law."""
+    made = chains.inputs(case, device)
+    if case.settings["target"] == "energy":
+        made["w2"] = made["w2"].abs()
+    return made
+
+
+def density_of(case: Case, arrays: Arrays, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """log p up to a constant, as one writes it."""
+    if case.settings["target"] == "energy":
+        model = networks.network(networks.split(arrays)[0], dtype=dtype)
+        return lambda y: -model(y).squeeze(-1)
+    means = arrays["means"].to(dtype)
+    return lambda y: torch.logsumexp(-0.5 / chains.STD**2 * (y[:, None, :] - means).square().sum(-1), -1)
+
+
+def evaluator(log_prob: Callable[[Tensor], Tensor]) -> Evaluate:
+    """With its gradient, as one writes it."""
+
+    def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            value = log_prob(y)
+            return value.detach(), torch.autograd.grad(value.sum(), y)[0]
+
+    return evaluate
+
+
+def stepper(evaluate: Evaluate, a: float) -> Any:
+    """A step as one writes it: the value and the gradient at a state are those of the step before."""
+    scale = math.sqrt(2 * a)
+
+    def step(x: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        proposal = x + a * slope + scale * torch.randn_like(x)
+        to_value, to_slope = evaluate(proposal)
+        forth = (proposal - x - a * slope).square().sum(-1)
+        back = (x - proposal - a * to_slope).square().sum(-1)
+        accept = torch.rand_like(value).log() < to_value - value + (forth - back) / (4 * a)
+        kept = accept[:, None]
+        return (
+            torch.where(kept, proposal, x),
+            torch.where(accept, to_value, value),
+            torch.where(kept, to_slope, slope),
+        )
+
+    return step
+
+
+def run(evaluate: Evaluate, step: Any, x: Tensor, n_steps: int) -> Tensor:
+    state = (x, *evaluate(x))
+    for _ in range(n_steps):
+        state = step(*state)
+    return state[0]
+
+
+def reference(case: Case, arrays: Arrays) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of the statistics of some chains in float64."""
+    evaluate = evaluator(density_of(case, arrays, torch.float64))
+    step = stepper(evaluate, case.settings["step_size"])
+    found = chains.statistics(run(evaluate, step, chains.starts(case, arrays), case.settings["steps"]), arrays)
+    return found.mean(0), found.std(0) / len(found) ** 0.5
+
+
+def _naive(case: Case, arrays: Arrays, **compiled: Any) -> Call:
+    evaluate = evaluator(density_of(case, arrays))
+    step = stepper(evaluate, case.settings["step_size"])
+    chosen = torch.compile(step, **compiled) if compiled else step
+    return lambda: {"x": run(evaluate, chosen, arrays["x"], case.settings["steps"])}
+
+
+def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
+    """`mala`; `plain` gives it a function that it cannot look into."""
+    s, seeds = case.settings, iter(range(1 << 62))
+    target: Any = functools.partial(_hidden, density_of(case, arrays))
+    if not plain and s["target"] == "energy":
+        model = energies.fast_network(networks.split(arrays)[0])
+        target = lambda y: -model(y)  # noqa: E731
+    elif not plain:
+        target = fastscore.targets.GaussianMixture(arrays["means"], chains.STD**2)
+
+    def call() -> Arrays:
+        x = fastscore.mala(target, arrays["x"], step_size=s["step_size"], n_steps=s["steps"], seed=next(seeds))
+        return {"x": x}
+
+    return call
+
+
+def _hidden(log_prob: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    return log_prob(y)
+
+
+FAMILY = Family(
+    name="mala",
+    title="Metropolis-adjusted Langevin sampling, time relative to naive eager PyTorch",
+    unit="chain-step",
+    base="naive eager",
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    check=chains.check,
+    calls={"exact": 2},
+    providers={
+        "naive eager": Provider(_naive),
+        "fastscore": Provider(_ours),
+        "fastscore, a density it does not know": Provider(
+            functools.partial(_ours, plain=True), unfit=chains._unfit(1, chains.MIXTURES)
+        ),
+        "torch.compile": Provider(functools.partial(_naive, mode="default")),
+        "JAX, lax.scan": Provider(None, package="jax"),
+        "blackjax, mala": Provider(None, package="blackjax"),
+    },
+    never={"torchebm": "it has no Metropolis-adjusted Langevin sampler"},
+)
