@@ -80,10 +80,12 @@ def accept_kernel(
         feature = begin + tl.arange(0, FEATURES)[None, :]
         mask = there & (feature < n_features)
         at = start + (rows * n_features + feature)
-        x = tl.where(taken, tl.load(to_x_ptr + at, mask=mask), tl.load(x_ptr + at, mask=mask))
-        s = tl.where(taken, tl.load(to_score_ptr + at, mask=mask), tl.load(score_ptr + at, mask=mask))
-        tl.store(out_x_ptr + at, tl.where(lost, float("nan"), x), mask=mask)
-        tl.store(out_score_ptr + at, s, mask=mask)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0)
+        s = tl.load(score_ptr + at, mask=mask, other=0.0)
+        to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)
+        to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)
+        tl.store(out_x_ptr + at, tl.where(lost, float("nan"), tl.where(taken, to_x, x)), mask=mask)
+        tl.store(out_score_ptr + at, tl.where(taken, to_s, s), mask=mask)
 
 
 @triton.jit
