@@ -22,6 +22,7 @@ LANES := lint plain interpreter audit
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
+demo: export OMP_WAIT_POLICY ?= passive
 demo: $(READY) ## learn and sample handwritten digits and a mixture; pictures in out/
 	$(BIN)/fastscore demo $(ARGS)
 

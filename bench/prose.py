@@ -45,10 +45,11 @@ def landau(results: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "The velocities of the particles are within {}%", [_above(100 * max(history["velocity_error"]), 0)]
     spent = [f"{solution['seconds'][name]:.0f}" for name in ("everything", "training")]
     yield "The solve took {} seconds, {} of them in training steps", spent
-    each = [f"{1e3 * seconds[name]:.0f}" for name in ("fastscore", "vmap(jacrev)", "loop of autograd.grad")]
-    yield "One takes {} ms with fastscore, {} ms with the trace of `vmap(jacrev)`, and {} ms with one call", each
-    steps, whole = settings["steps"] * settings["loss_steps"], timing["seconds_extrapolated"]["vmap(jacrev)"]
-    yield "the {} training steps would take {} seconds", [f"{steps:,}", f"{whole:.0f}"]
+    names = ("fastscore", "vmap(jacrev)", "loop of autograd.grad")
+    each = [f"{1e3 * seconds[name]:.0f}" for name in names]
+    whole = [f"{timing['seconds_extrapolated'][name]:.0f}" for name in names]
+    yield "one takes {} ms with fastscore, {} ms with the trace of `vmap(jacrev)`, and {} ms with one call", each
+    yield "{} of them would take {}, {} and {} seconds", [f"{settings['steps'] * settings['loss_steps']:,}", *whole]
 
 
 def science(results: dict[str, Any], cpu: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

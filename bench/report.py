@@ -34,6 +34,7 @@ TRAINING = {
 }
 SAMPLING = {
     "fastscore": ("fastscore",),
+    "fastscore, a score it cannot read": ("fastscore, a score it does not know",),
     "`torch.compile`": ("torch.compile", "torch.compile of torch.randn"),
     "CUDA graph": ("CUDA graph of naive eager",),
     "JAX": ("JAX, lax.scan", "JAX", "JAX, threefry"),
@@ -125,7 +126,7 @@ def lost(results: Results) -> Iterator[list[str]]:
         for name, row in case["rows"].items():
             ours = [r for n, r in case["rows"].items() if n in mine(name, row["law"])]
             if ours and "fastscore" not in name and row["ratio"] < ours[0]["ratio"]:
-                yield [case["name"], name, _two_digits(ours[0]["ratio"] / row["ratio"])]
+                yield [case["name"], name, f"{ours[0]['ratio'] / row['ratio']:.3g}"]
 
 
 def mine(name: str, law: str) -> tuple[str, ...]:

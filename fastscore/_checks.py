@@ -151,7 +151,14 @@ def callable_(name: str, fn: object) -> None:
 
 def evaluate(score_fn: Score, x: Tensor, cond: Tensor | None = None) -> Tensor:
     """score_fn(x) or score_fn(x, cond), checked to be a tensor of the shape and device of x."""
-    score = score_fn(x) if cond is None else score_fn(x, cond)
+    try:
+        score = score_fn(x) if cond is None else score_fn(x, cond)
+    except RuntimeError as error:
+        if not torch.is_grad_enabled() and "does not require grad" in str(error):
+            raise RuntimeError(
+                f"score_fn is called without a graph here: let it call autograd under torch.enable_grad() ({error})"
+            ) from error
+        raise
     if not isinstance(score, Tensor):
         raise TypeError(f"score_fn must return a tensor, got {type(score).__name__}")
     if score.shape != x.shape:

@@ -13,6 +13,7 @@ import torch
 
 import fastscore
 from fastscore._config import backend
+from fastscore.ops import _cpu_build
 
 DEMOS = ("digits", "mixture")
 DEMO_PACKAGES = ("sklearn", "matplotlib")
@@ -84,6 +85,7 @@ def _info(_: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "triton": _version_of("triton"),
         "backend": backend(),
+        "cpu": "compiled" if _cpu_build.library(build=True) else "PyTorch and NumPy: nothing compiled the C library",
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",

@@ -77,12 +77,13 @@ def divergence(
     symmetric part of `C J`, a Rademacher probe has variance `2 (|S|_F^2 - sum_i S_ii^2)`, a normal one `2 |S|_F^2`.
 
     Args:
-        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x,
+            row i of which depends on row i of x alone.
         x: Points `[B, *event]`, D features each.
         cond: Passed on as it is; where the batch is cut, a tensor whose first dimension is B is cut with it.
         trace: "exact", "hutchinson", or "auto": exact where there is a closed form or up to `EXACT_FEATURES` features,
             else Hutchinson.
-        n_probes: K, the probes of Hutchinson's estimate.
+        n_probes: K, the probes of Hutchinson's estimate, where that is what runs.
         probe: "rademacher" or "normal".
         chunk_size: Rows worked on at a time (recomputed in the backward); by a memory budget when not given. A
             recognised network chooses its own tiles.
@@ -126,7 +127,8 @@ def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size
     """The Jacobian `J[b, i, j] = ds_i/dx_j` of every sample, `[B, D, D]`, over the flattened event.
 
     Args:
-        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x,
+            row i of which depends on row i of x alone.
         x: Points `[B, *event]`.
         cond: As in `divergence`.
         chunk_size: As in `divergence`.
@@ -169,7 +171,8 @@ def laplacian(
     pass that gives the gradient.
 
     Args:
-        energy_fn: `energy_fn(x)` or `energy_fn(x, cond)`, any callable returning `[B]` or `[B, 1]`, sample by sample.
+        energy_fn: `energy_fn(x)` or `energy_fn(x, cond)`, any callable returning `[B]` or `[B, 1]`,
+            row i of which depends on row i of x alone.
         x: Points `[B, *event]`.
         cond: As in `divergence`; so are the arguments that follow.
         trace: As in `divergence`.

@@ -69,11 +69,13 @@ def implicit_score_matching(
     row in the whole batch: the ranks' probes are then those of the whole batch in one process.
 
     Args:
-        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x, sample by sample.
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x,
+            row i of which depends on row i of x alone.
         x: Data `[B, *event]`, B at least 1.
         cond: As in `divergence`; so are `trace`, `n_probes`, `probe`, `chunk_size`, `seed`, `generator`, `first_chain`.
-        trace: "exact", "hutchinson" or "auto".
-        n_probes: Probes of Hutchinson's estimate.
+        trace: "exact", "hutchinson" or "auto": exact where there is a closed form or x has up to 64 features, else
+            Hutchinson.
+        n_probes: Probes of Hutchinson's estimate, where that is what runs.
         probe: "rademacher" or "normal".
         convention: "half" as above, or "fisher", `|s|^2 + 2 tr ds/dx`.
         reduction: "mean" or "sum" over the batch, or "none" for `[B]`.

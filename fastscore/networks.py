@@ -121,6 +121,9 @@ class _MLP(nn.Module):
         rows = x.unsqueeze(0) if x.dim() < 2 else x.flatten(1)
         if rows.shape[1] != self.dim:
             raise ValueError(f"x must have shape [B, *event] with {self.dim} features, got {list(x.shape)}")
+        dtype = self._linears()[0].weight.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x is {x.dtype}, the network {dtype}: make them one by x.to(...) or network.to(...)")
         return rows
 
     def _preactivations(self, rows: Tensor, shifts: list[Tensor] | None, order: int) -> tuple[Tensor, list[Tensor]]:

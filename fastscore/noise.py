@@ -57,7 +57,22 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normals of `shape` `[B, *event]`; float16 and bfloat16 are rounded from float32."""
+    """Standard normals of `shape` `[B, *event]`; float16 and bfloat16 are rounded from float32.
+
+    Args:
+        shape: `[B, *event]`.
+        seed: an int in [0, 2^64).
+        stream: what the noise is for, a `Stream` or an int in [0, 256): streams never share a word. `Stream.DATA` and
+            `Stream.INITIAL` are for draws of one's own.
+        step: the number of the step, in [0, 2^32).
+        first_chain: the global index of row 0, in [0, 2^56): row i has the noise of chain first_chain + i.
+        dtype: of the result; computed in float64 for float64, else in float32.
+        device: where it is made; torch's default device when not given.
+
+    Raises:
+        TypeError: an argument of a wrong type, by name.
+        ValueError: a number outside its range, by name.
+    """
     n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
     made = _ops.normal(n, width, seed, stream, step, first_chain, dtype, _device(device))
     return made.reshape(tuple(shape))
@@ -73,7 +88,7 @@ def rademacher(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Signs +-1, each with probability one half, of `shape` `[B, *event]`."""
+    """Signs +-1, each with probability one half, of `shape` `[B, *event]`; arguments and errors as of `normal`."""
     n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
     made = _ops.rademacher(n, width, seed, stream, step, first_chain, dtype, _device(device))
     return made.reshape(tuple(shape))
@@ -89,7 +104,7 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniforms in (0, 1], one a chain, `[n]`; float16 and bfloat16 are rounded from float32."""
+    """Uniforms in (0, 1], one per chain, `[n]`; otherwise arguments and errors are those of `normal`."""
     _checks.count("n", n, 0)
     _arguments((n,), seed, stream, step, first_chain, dtype)
     return _ops.uniform(n, seed, stream, step, first_chain, dtype, _device(device))

@@ -271,7 +271,7 @@ def test_losses_against_rivals_are_found_in_the_record() -> None:
         "fastscore, Hutchinson": row(1.0, "hutchinson"),
     }
     found = list(report.lost({"cases": [{"name": "case", "rows": rows}]}))
-    assert found == [["case", "JAX, closed form", "1.2"]]
+    assert found == [["case", "JAX, closed form", "1.25"]]
 
 
 def test_a_gpu_is_shown_beside_the_cpu_once_it_is_measured(tmp_path: Path) -> None:

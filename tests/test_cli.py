@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 import fastscore
 from fastscore.cli import main
+from fastscore.ops import _cpu_build
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGITS = {"digits.png", "digits_training.png", "digits_ladder.png"}
@@ -40,7 +42,19 @@ def test_info_names_versions_and_backend(capsys: pytest.CaptureFixture[str]) -> 
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert facts["fastscore"] == fastscore.__version__
     assert facts["backend"] == "torch"
-    assert set(facts) == {"fastscore", "python", "torch", "triton", "backend", "device"}
+    assert set(facts) == {"fastscore", "python", "torch", "triton", "backend", "cpu", "device"}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_info_says_what_the_cpu_path_is(compiled, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(_cpu_build, "library", lambda *, build: object() if compiled else None)
+    main(["info"])
+    assert f"cpu        {'compiled' if compiled else 'PyTorch and NumPy'}" in capsys.readouterr().out
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "fastscore", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastscore {fastscore.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import scipy.integrate
 import torch
 from torch.nn import functional as F
 
+import fastscore
 from fastscore import networks
 from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.reference.activations import ACTIVATIONS
@@ -219,3 +220,17 @@ def test_compiles_into_one_graph(kind):
     theirs = [p.grad for p in net.parameters() if p.grad is not None]
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("use", ["call", "loss", "chain"])
+def test_a_network_of_another_dtype_is_named(use: str) -> None:
+    net, x = ScoreMLP(2), torch.zeros(3, 2, dtype=torch.float64)
+    call = {
+        "call": lambda: net(x),
+        "loss": lambda: fastscore.implicit_score_matching(net, x),
+        "chain": lambda: fastscore.langevin_dynamics(net, x, step_size=0.1, n_steps=2, seed=0),
+    }[use]
+    with pytest.raises(TypeError, match=r"x is torch\.float64, the network torch\.float32"):
+        call()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ScoreMLP(2)(x.bfloat16()).shape == x.shape

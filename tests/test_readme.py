@@ -29,7 +29,7 @@ def test_snippets_run_in_order(tmp_path, monkeypatch):
     assert len(blocks) >= 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["samples"].shape == (4096, 2)
+    assert names["samples"].shape == (1000, 2)
 
 
 def test_commands_are_targets_of_make():

@@ -323,3 +323,17 @@ class Scaled(torch.nn.Module):
 
     def forward(self, x: Tensor, *cond: Tensor) -> Tensor:
         return 2.0 * self.network(0.5 * x.flatten(1), *cond).view(x.shape) - x
+
+
+def test_a_score_by_autograd_is_told_how() -> None:
+    """Samplers build no graph, so that a score that differentiates has to ask for one."""
+
+    def score(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return -torch.autograd.grad((x**2).sum(), x)[0]
+
+    langevin_dynamics = fastscore.langevin_dynamics
+    with pytest.raises(RuntimeError, match=r"under torch\.enable_grad\(\)"):
+        langevin_dynamics(score, torch.zeros(3, 2), step_size=0.1, n_steps=2)
+    samples = langevin_dynamics(torch.enable_grad()(score), torch.zeros(3, 2), step_size=0.1, n_steps=2, seed=0)
+    assert samples.shape == (3, 2)

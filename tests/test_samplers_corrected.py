@@ -296,3 +296,9 @@ def test_a_step_size_beyond_the_targets_bound_is_warned_of() -> None:
             fastscore.langevin_dynamics(target, x, step_size=step_size, n_steps=1, seed=0)
     fastscore.langevin_dynamics(target, x, step_size=0.5, n_steps=1, seed=0)
     fastscore.langevin_dynamics(lambda x: target.score(x), x, step_size=0.51, n_steps=1, seed=0)
+
+
+def test_an_energy_is_not_taken_for_a_log_density() -> None:
+    energy = fastscore.EnergyMLP(2)
+    with pytest.raises(TypeError, match=r"got the energy of an EnergyMLP: give lambda x: -network\(x\)"):
+        mala(energy, start(4, 2), step_size=0.1, n_steps=1)

@@ -124,9 +124,9 @@ class LangevinDynamics:
             dim: event shape (an int for a vector), needed when x is None.
             n_steps: how many steps to make.
             n_samples: how many chains, when x is None.
-            thin: keep every thin-th state: n_steps // thin of them after the burn-in.
+            thin: keep every thin-th state after the burn-in: (n_steps - burn_in) // thin of them.
             return_trajectory: return the kept states `[B, n_kept, *event]`.
-            return_diagnostics: return (samples, {"mean", "var", ...}), see `samplers.chain.run_chain`.
+            return_diagnostics: return (samples, {"mean", "var", ...}), see `langevin_dynamics`.
             seed: an int in [0, 2^64), for the initial state and the noise.
             generator: where to draw the seed from instead.
             burn_in: steps before the first is counted for keeping.

@@ -238,7 +238,8 @@ def langevin_dynamics(
     Bernoulli 2(4), 1996). It diverges when a > 2 / L for an L-Lipschitz score. No graph is built through `score_fn`.
 
     Args:
-        score_fn: s; called as score_fn(x), or score_fn(x, cond) where `cond` is given.
+        score_fn: s; called as score_fn(x), or score_fn(x, cond) where `cond` is given, without a graph; or a target, an
+            object with a method `score`. Row i of the score must depend on row i of x alone.
         x: starting points, `[B, *event]`; not changed.
         step_size: a > 0, a time: a number, a 0-dim tensor, a tensor of the event's shape (a step size a feature), or a
             function of the step number giving one of these.
@@ -258,7 +259,8 @@ def langevin_dynamics(
         return_diagnostics: return (samples, diagnostics), a dict: `mean` and `var` over the chains at every kept step,
             `chain_mean` and `chain_var` of every chain over its kept states, and `first_nonfinite`, the step after
             which a chain was first not finite, or -1.
-        checkpoint: a file the run is written to, and goes on from where it is there; see `samplers.saved`.
+        checkpoint: a file the run is written to, and goes on from where it is there; see `samplers.saved`. It is of
+            these arguments, which are checked, and of this score, which cannot be: give another score a new file.
         checkpoint_every: steps between two writings; it is also written at the end and at Ctrl-C.
         progress: show a progress bar.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
+from fastscore.networks import EnergyMLP
 from fastscore.noise import resolve_seed
 from fastscore.ops import _cpu_target
 from fastscore.ops.langevin import langevin_step
@@ -201,6 +202,8 @@ def _density(log_prob: Any, score_fn: _checks.Score | None) -> tuple[LogProb, _c
     if callable(method := getattr(log_prob, "log_prob", None)):
         return method, score_fn or getattr(log_prob, "score", None)
     _checks.callable_("log_prob", log_prob)
+    if isinstance(log_prob, EnergyMLP):
+        raise TypeError("log_prob must be a log density, got the energy of an EnergyMLP: give lambda x: -network(x)")
     return log_prob, score_fn
 
 
