@@ -1,6 +1,7 @@
 """What every shipped kernel costs, read from the compiler for GPUs that need not be there.
 
-    python -m bench.audit            compile and record what bench/results/audit.json has not as it is now
+    python -m bench.audit            compile and record what bench/results/audit.json has not as it is now; a kernel
+                                     that is lowered to what it was, though its text has changed, is not compiled
     python -m bench.audit --all      compile everything again
     python -m bench.audit --all mlp_forward "trace .* L=3"        only these kernels
 
@@ -36,6 +37,7 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_PLACE = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 _OPCODE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
 
 
@@ -67,6 +69,11 @@ class Case:
     def made_of(self) -> str:
         """What its machine code depends on, as a digest."""
         return digest(self.kernel, self.signature, self.constexprs, self.aligned, self.options)
+
+    def lowered(self, architecture: str) -> str:
+        """What the compiler proper would be given, as a digest: a change that is not this kernel's leaves it."""
+        placeless = _PLACE.sub("", ttir(self, architecture))
+        return hashlib.sha256(placeless.encode()).hexdigest()[:16]
 
     def compile(self, architecture: str) -> Report | Amd:
         """What the compiler makes of it for an architecture."""

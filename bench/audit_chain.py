@@ -80,6 +80,10 @@ class Chain:
         given = _kinds(self.params), self.n_features, self.options, self.clamp, self.freeze, SIZES
         return audit.digest(chain.chain_kernel, audit.text(self.score), *given)
 
+    def lowered(self, architecture: str) -> str:
+        """Nothing that could be known without compiling it."""
+        return ""
+
     def compile(self, architecture: str) -> audit.Report | audit.Amd:
         """The whole-chain kernel with this score in it; an element is a feature of a chain, the loop counts once."""
         from fastscore_kernels import chain

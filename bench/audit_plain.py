@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,19 +70,23 @@ def _noise() -> Iterator[Case]:
     from fastscore_kernels.launch import tile_counters
     from fastscore_kernels.noise import RADEMACHER_TILE, mixed_kernel, normal_kernel, rademacher_kernel
 
-    for kernel, lanes, tile in ((normal_kernel, 4, None), (rademacher_kernel, 128, RADEMACHER_TILE)):
-        for dtype in ("fp32", "bf16", "fp64"):
-            _, options = tile_counters(1 << 20, 4096 // lanes, _DTYPES[dtype], tile)
-            warps = {"num_warps": options.pop("num_warps")}
-            yield Case(
-                name=f"{kernel.__name__.removesuffix('_kernel')} {dtype} D=4096",
-                kernel=kernel,
-                signature={"out_ptr": f"*{dtype}", **_SIZES, **_COUNTERS},
-                constexprs={"STREAM": 2, "LANES": 4, **options},
-                elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * lanes,
-                aligned=("out_ptr", "n_features", "n_groups"),
-                options=warps,
-            )
+    for dtype, (kernel, features) in itertools.product(
+        ("fp32", "bf16", "fp64"), ((normal_kernel, 4096), (rademacher_kernel, 4096), (rademacher_kernel, 2))
+    ):
+        signs = kernel is rademacher_kernel
+        bits = {"BITS": min(32, features)} if signs else {}
+        tile = RADEMACHER_TILE // bits["BITS"] if signs else None
+        _, options = tile_counters(1 << 20, -(-features // (128 if signs else 4)), _DTYPES[dtype], tile)
+        warps = {"num_warps": options.pop("num_warps")}
+        yield Case(
+            name=f"{kernel.__name__.removesuffix('_kernel')} {dtype} D={features}",
+            kernel=kernel,
+            signature={"out_ptr": f"*{dtype}", **_SIZES, **_COUNTERS},
+            constexprs={"STREAM": 2, "LANES": 4 if features == 4096 else 1, **bits, **options},
+            elements=options["BLOCK_CHAINS"] * options["BLOCK_GROUPS"] * min(features, 128 if signs else 4),
+            aligned=("out_ptr", *(("n_features", "n_groups") if features == 4096 else ())),
+            options=warps,
+        )
 
     _, options = tile_counters(1 << 20, 16, torch.float32)
     warps = {"num_warps": options.pop("num_warps")}

@@ -34,12 +34,15 @@ TRAINING = {
 }
 SAMPLING = {
     "fastscore": ("fastscore",),
-    "fastscore, a score it cannot read": ("fastscore, a score it does not know",),
+    "fastscore, a score it cannot read": (
+        "fastscore, a score it does not know",
+        "fastscore, a density it does not know",
+    ),
     "`torch.compile`": ("torch.compile", "torch.compile of torch.randn"),
     "CUDA graph": ("CUDA graph of naive eager",),
     "JAX": ("JAX, lax.scan", "JAX", "JAX, threefry"),
     "torchebm": ("torchebm, LangevinDynamics",),
-    "blackjax": ("blackjax, overdamped Langevin",),
+    "blackjax": ("blackjax, overdamped Langevin", "blackjax, mala"),
 }
 
 
@@ -85,7 +88,7 @@ def tables(results: Results) -> list[str]:
     """The two tables of the README and the machine they were measured on."""
     cases = [case for case in results["cases"] if case["headline"]]
     training = [case for case in cases if case["family"] in ("divergence", "divergence of energies")]
-    sampling = [case for case in cases if case["family"] in ("chains", "steps", "noise")]
+    sampling = [case for case in cases if case["family"] in ("chains", "mala", "steps", "noise")]
     return [
         "**A training step**, time relative to an eager denoising step of the same network (lower is better; 1 is the",
         "price of denoising score matching):",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fastscore import _config
 from fastscore._products import Aux, Differentiated, products
 from fastscore.ops import contraction
 from fastscore.ops._cpu_memory import give_back
@@ -170,5 +171,11 @@ def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
     """`piece(*args)`, to be recomputed in the backward if `remake`."""
     if not remake:
         return piece(*args)
-    done: Made = checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False)
+    backend = _config.backend()
+
+    def again(*args: Any) -> Made:
+        with _config.use_backend(backend):  # what the backward of a GPU's thread does not know
+            return piece(*args)
+
+    done: Made = checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
     return done

@@ -111,6 +111,7 @@ class GaussianMixture:
         self._axes: tuple[Tensor, Tensor] | None = None
         self._exact = self._closed_form()
         self._ready = tuple(constant.to(self.device, self.dtype) for constant in self._exact)
+        self._other: tuple[Tensor, ...] | None = None
         self.lipschitz = self._lipschitz()
 
     @classmethod
@@ -132,7 +133,7 @@ class GaussianMixture:
         wide = _points(x, self.dim)
         joint, z = self._joint(wide)
         weighted = torch.softmax(joint, dim=0).unsqueeze(1) * z  # [K, D, B]
-        _, inverse, _ = self._constants(wide)
+        inverse = self._constants(wide)[1]
         pulled = inverse * weighted if inverse.shape[-1] == 1 else inverse.mT @ weighted
         return -pulled.sum(0).t().to(x.dtype)
 
@@ -208,7 +209,13 @@ class GaussianMixture:
         """The constants of the closed form, as x is."""
         if x.dtype == self.dtype and x.device == self.device:
             return self._ready
-        return tuple(constant.to(x.device, x.dtype) for constant in self._exact)
+        kept = self._other
+        if kept is None or kept[0].dtype != x.dtype or kept[0].device != x.device:
+            kept = tuple(constant.to(x.device, x.dtype) for constant in self._exact)
+            transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            if type(x) is Tensor and not (transformed or torch.is_inference_mode_enabled()):
+                self._other = kept  # for the next step: a copy to a GPU waits for all that is at work there
+        return kept
 
     @property
     def _spectrum(self) -> tuple[Tensor, Tensor]:

@@ -193,3 +193,69 @@ def test_an_error_in_the_score_is_the_users_own() -> None:
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         run(score)
+
+
+@pytest.mark.parametrize("policy", ["raise", "freeze", "ignore"])
+def test_the_last_denoising_is_guarded(policy: str) -> None:
+    calls = []
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(1)
+        worst = torch.where(torch.arange(4) == 2, torch.nan, 1.0) if len(calls) > 6 else torch.ones(4)
+        return -x * worst[:, None]
+
+    def run() -> Tensor:
+        return fastscore.annealed_langevin_dynamics(
+            score, torch.ones(4, 2), sigmas=[1.0, 0.5], n_steps_each=3, step_size=0.1, seed=0, on_nonfinite=policy
+        )
+
+    if policy == "raise":
+        with pytest.raises(fastscore.NonFiniteError, match="chain 2 is not finite after step 5"):
+            run()
+    else:
+        assert run().isfinite().all(1).tolist() == [True, True, policy == "freeze", True]
+
+
+def test_what_float16_cannot_hold_is_an_error() -> None:
+    """The state is float32, finite; the samples would not be."""
+    x = torch.full((3, 2), 6e4).half()
+    x[1] = 0.0
+    options = {"step_size": 1e4, "n_steps": 1, "seed": 0, "temperature": 0.0}
+    with pytest.raises(fastscore.NonFiniteError, match=r"chain 0, 2 is not finite after step 0"):
+        fastscore.langevin_dynamics(torch.ones_like, x, **options)
+    assert fastscore.langevin_dynamics(torch.ones_like, x, on_nonfinite="ignore", **options)[0].isinf().all()
+
+
+def test_mala_in_inference_mode() -> None:
+    def run() -> Tensor:
+        return fastscore.mala(lambda x: -(x**4).sum(1), torch.ones(5, 2), step_size=0.1, n_steps=5, seed=0)
+
+    with torch.inference_mode():
+        made = run()
+    assert torch.equal(made, run())
+
+
+def test_a_checkpoint_with_any_condition(tmp_path: Any) -> None:
+    def run(cond: Any) -> Tensor:
+        return fastscore.langevin_dynamics(
+            lambda x, cond: -x, torch.ones(2, 2), step_size=0.1, n_steps=2, seed=0, cond=cond, checkpoint=tmp_path / "a"
+        )
+
+    with pytest.raises(TypeError, match=r"a run with a checkpoint takes arguments that are tensors, .*, got object"):
+        run(object())
+    first = run({"label": torch.ones(2), "name": "ab"})
+    assert torch.equal(run({"label": torch.ones(2), "name": "ab"}), first)
+    with pytest.raises(fastscore.CheckpointError, match="written by a run with cond"):
+        run({"label": torch.ones(2), "name": "ac"})
+
+
+def test_a_ladder_has_one_temperature() -> None:
+    with pytest.raises(TypeError, match="temperature must be a number or a 0-dim tensor"):
+        fastscore.annealed_langevin_dynamics(
+            lambda x, s: -x, torch.ones(2, 2), sigmas=[1.0], n_steps_each=1, step_size=0.1, temperature=lambda k: 1.0
+        )
+
+
+def test_an_event_may_be_a_list() -> None:
+    sampler = fastscore.LangevinDynamics(lambda x: -x, 0.1)
+    assert sampler.sample(torch.ones(4, 2, 3), dim=[2, 3], n_steps=2, seed=0).shape == (4, 2, 3)

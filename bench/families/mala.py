@@ -28,7 +28,7 @@ def cases(device: str) -> list[Case]:
 
 def _case(target: str, n: int, steps: int, step_size: float) -> Case:
     plain = chains._case(target, n, steps, step_size, 2, False)
-    return Case(f"MALA, {plain.name}", plain.settings, plain.units, flops=plain.flops, seconds=5.0)
+    return Case(f"MALA, {plain.name}", plain.settings, plain.units, flops=plain.flops, seconds=5.0, headline=n == 4096)
 
 
 def inputs(case: Case, device: str) -> dict[str, Tensor]:

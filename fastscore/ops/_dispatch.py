@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +33,34 @@ def kernels(name: str, device: torch.device) -> ModuleType | None:
                 'move the tensors to a GPU, or use backend "auto" or "torch"'
             )
     return module
+
+
+Function = TypeVar("Function", bound=type[torch.autograd.Function])
+
+
+def carried(function: Function) -> Function:
+    """An autograd Function whose backward has the backend of its forward.
+
+    Autograd runs the backward of what is on a GPU in a thread of its own, in which no `with use_backend(...)` is.
+    """
+    recording = "forward" if function.setup_context is torch.autograd.Function.setup_context else "setup_context"
+    record, back = getattr(function, recording), function.backward
+
+    @functools.wraps(record)
+    def recorded(ctx: Any, *given: Any) -> Any:
+        ctx.backend = _config.backend()
+        return record(ctx, *given)
+
+    @functools.wraps(back)
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        if ctx.backend == _config.backend():
+            return back(ctx, *upstream)
+        with _config.use_backend(ctx.backend):
+            return back(ctx, *upstream)
+
+    setattr(function, recording, staticmethod(recorded))
+    function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    return function
 
 
 def graphs(device: torch.device) -> bool:

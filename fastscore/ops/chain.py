@@ -282,10 +282,11 @@ def _find(source: Source, x: Tensor) -> tuple[Any, Any, tuple[Any, ...], dict[st
 
 
 def _precision(x: Tensor) -> str:
-    """How the products of a kernel are computed: as torch's own are told to be by `set_float32_matmul_precision`.
+    """How the products of a kernel are computed: as torch's own are told to be on a GPU.
 
     "bf16x6" is float32 in effect, on tensor cores; AMD's have float32 itself, and so has the interpreter.
     """
     if x.device.type != "cuda" or torch.version.hip is not None or x.dtype == torch.float64:
         return "ieee"
-    return {"highest": "bf16x6", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+    launch: Any = _dispatch.kernels("launch", x.device)
+    return {"highest": "bf16x6", "high": "tf32", "medium": "bf16"}[launch.float32_products()]

@@ -51,6 +51,7 @@ def contraction(score: Tensor | None, products: Tensor, probes: Tensor, drawn: D
     return Contraction.apply(score, products, drawn)  # type: ignore[no-untyped-call, no-any-return]
 
 
+@_dispatch.carried
 class Contraction(torch.autograd.Function):
     """`(s, p, drawn) -> (1/2 |s|^2, v_k . p_k)`; ds = g s, dp_k = g_k v_k.
 

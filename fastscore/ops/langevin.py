@@ -69,6 +69,7 @@ def _noise(x: Tensor, seed: int, step: int, first_chain: int) -> Tensor:
     return noise.normal(x.shape[0], width, seed, Stream.LANGEVIN, step, first_chain, dtype, x.device).view(x.shape)
 
 
+@_dispatch.carried
 class LangevinStep(torch.autograd.Function):
     """Saves x's shape and the scalars; dx = g, dscore = a g, da = sum g (score + sqrt(T / (2 a)) e)."""
 

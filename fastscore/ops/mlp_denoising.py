@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.ops import mlp_functions, noise
+from fastscore.ops import _dispatch, mlp_functions, noise
 from fastscore.ops._cpu_program import Noise, Recorder
 from fastscore.ops.mlp_problem import Outputs, Problem
 from fastscore.ops.mlp_tile import Above, Upstream
@@ -55,8 +55,9 @@ class OfResidual(Upstream):
     def __init__(self, residual: Residual, y: Tensor) -> None:
         self.residual, self.like, self.key = residual, y, ("residual", residual.square)
         self.noise = Noise("normal", residual.seed, residual.first_chain)
-        scales = (residual.alpha, residual.beta)
-        self.arrays = tuple(torch.as_tensor(s, dtype=y.dtype, device=y.device).expand(len(y), 1) for s in scales)
+        if y.device.type == "cpu":  # what a program reads
+            scales = (residual.alpha, residual.beta)
+            self.arrays = tuple(torch.as_tensor(s, dtype=y.dtype).expand(len(y), 1) for s in scales)
         self.squares: dict[int, Tensor] = {}  # by first row: threads come in any order
 
     def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:
@@ -86,6 +87,7 @@ class OfResidual(Upstream):
         return torch.stack([self.squares[row] for row in sorted(self.squares)]).sum()
 
 
+@_dispatch.carried
 class Denoising(torch.autograd.Function):
     """`(problem, residual, y, *shifts, *weights, *biases, None) -> loss`, whose gradients its forward makes."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastscore.ops import _cpu_threads, mlp_tiles
+from fastscore.ops import _cpu_threads, _dispatch, mlp_tiles
 from fastscore.ops.mlp_problem import Given, OfLoss, Outputs, Problem, Weights
 from fastscore.ops.mlp_tile import Key, Sought, Upstream
 
@@ -113,6 +113,7 @@ def transformed(tensors: Iterable[Tensor]) -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or any(legacy(tensor) for tensor in tensors)
 
 
+@_dispatch.carried
 class Terms(torch.autograd.Function):
     """`(problem, x, *shifts, *weights, *biases, C) -> ` the outputs of `Problem.plain`."""
 
@@ -131,6 +132,7 @@ class Terms(torch.autograd.Function):
         return None, *differentiate(problem, x, tensors, needs, Given(upstream), reads=False)
 
 
+@_dispatch.carried
 class Loss(torch.autograd.Function):
     """`(problem, weights, x, *shifts, *weights, *biases, C) -> (loss, sum |s|^2, sum tr)`, the sums detached."""
 

@@ -21,7 +21,12 @@ _local = threading.local()
 
 
 def kept(x: Tensor, mlp: MLP) -> Scratch:
-    """This thread's scratch for a batch x of a network, kept between calls while it is small."""
+    """This thread's scratch for a batch x of a network, kept between calls while it is small.
+
+    On another device it is new: torch's allocator keeps that memory, and knows of streams.
+    """
+    if x.device.type != "cpu":
+        return Scratch(x)
     known: dict[tuple[torch.dtype, torch.device], Scratch] = _local.__dict__.setdefault("known", {})
     found = known.get((x.dtype, x.device))
     if found is None or found.nbytes() > _KEPT_BYTES or len(found.views) > _KEPT_VIEWS:

@@ -46,11 +46,18 @@ def uniform(
 def mixed(x: Tensor, alpha: float | Tensor, beta: float | Tensor, seed: int, stream: int, first_chain: int) -> Tensor:
     """`alpha x + beta e` for x `[n, D]` of float32 and the normals e of its rows; alpha, beta a number or `[n, 1]`."""
     if (kernels := _dispatch.kernels("noise", x.device)) is not None and len(x):
-        scales = (torch.as_tensor(scale, dtype=torch.float32, device=x.device) for scale in (alpha, beta))
+        scales = (_filled(scale, x.device) for scale in (alpha, beta))
         return kernels.mixed(x, *scales, seed, stream, first_chain)  # type: ignore[no-any-return]
     n, width = x.shape
     e = normal(n, width, seed, stream, 0, first_chain, x.dtype, x.device)
     return alpha * x + beta * e
+
+
+def _filled(value: float | Tensor, device: torch.device) -> Tensor:
+    """In float32 on a device; a number is written there, for a copy would wait for all work before it."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:

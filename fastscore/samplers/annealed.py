@@ -131,8 +131,14 @@ class AnnealedLangevin:
         if (replayed := self.captured.find(n, capture)) is None:
             return None
 
-        def rung(step: int) -> tuple[Tensor, Tensor]:
-            self.sigma.fill_(self.sigmas[step // self.n_steps_each])
+        told: int | None = None
+
+        def rung(step: int) -> tuple[Tensor, Tensor] | None:
+            nonlocal told
+            if (found := step // self.n_steps_each) == told:
+                return None
+            told = found
+            self.sigma.fill_(self.sigmas[found])
             return self._settings(step, x)
 
         return LangevinState(replayed.run(x, k, n, rung))
@@ -222,6 +228,8 @@ def annealed_langevin_dynamics(
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
     score_fn = prepare(score_fn, x, first_chain, temperature=temperature)
+    if callable(temperature):
+        raise TypeError("temperature must be a number or a 0-dim tensor, the same for the whole ladder, got a function")
     levels = _ladder(sigmas)
     _checks.count("n_steps_each", n_steps_each)
     _checks.scalar("step_size", step_size)
@@ -266,7 +274,7 @@ def annealed_langevin_dynamics(
     if not denoise or return_trajectory:
         return output
     with torch.no_grad():
-        final = (state.x + levels[-1] ** 2 * algorithm.score(state.x, levels[-1])).to(x.dtype)
+        final = run.settled(state.x, (state.x + levels[-1] ** 2 * algorithm.score(state.x, levels[-1])).to(x.dtype))
     return final if isinstance(output, Tensor) else (final, output[1])
 
 

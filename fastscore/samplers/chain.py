@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore import _checks
 from fastscore.ops.chain import NOTHING as NOTHING
@@ -69,6 +68,13 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, state: tuple[Tensor, ...], step: int, seed: int, trajectory: Tensor | None) -> None:
         self.x, self.state, self.step, self.seed, self.trajectory = state[0], state, step, seed, trajectory
         super().__init__(f"interrupted before step {step}; go on with x=e.x, first_step={step}, seed={seed}")
+
+
+def _bar(done: int, total: int) -> Any:
+    """A progress bar; imported here, so that all else runs on a GPU machine's bare Python."""
+    from tqdm import tqdm
+
+    return tqdm(initial=done, total=total, leave=False, unit="step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +141,22 @@ class Run:
         n, rest = divmod(k + 1 - self.burn_in, self.thin)
         return n - 1 if n > 0 and rest == 0 else None
 
+    def settled(self, state: Tensor, made: Tensor) -> Tensor:
+        """What is made of the last state: the state itself where only that is finite, as `on_nonfinite` says.
+
+        Raises:
+            NonFiniteError: the policy is to raise, and something is not finite.
+        """
+        if self.on_nonfinite == "ignore" or not made.numel():
+            return made
+        bad = ~torch.isfinite(made).flatten(1).all(1)
+        if self.on_nonfinite == "freeze":
+            return torch.where(_rows(bad, made), state.to(made.dtype), made)
+        if bool(bad.any()):
+            last = self.first_step + self.n_steps - 1
+            raise NonFiniteError((self.first_chain + bad.nonzero().flatten()).tolist(), last)
+        return made
+
 
 class Guard:
     """Finds the chains that are not finite, and raises, freezes them at their last finite state, or lets them be."""
@@ -194,7 +216,7 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     # One object, so that an interrupt never sees a state of another step.
     done, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
     # A disabled tqdm too waits for a lock that forked processes share: one killed while it held it would stop this run.
-    bar = tqdm(initial=done[1], total=run.n_steps, leave=False, unit="step") if run.progress else None
+    bar = _bar(done[1], run.n_steps) if run.progress else None
     try:
         with torch.no_grad(), bar if bar is not None else nullcontext():
             while done[1] < run.n_steps:
@@ -216,6 +238,8 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
         partial = record.kept(done[1]).get("trajectory")
         raise Interrupted(done[0], run.first_step + done[1], run.seed, partial) from interrupt
     output = record.trajectory if record.trajectory is not None else done[0][0].to(x.dtype)
+    if x.dtype == torch.float16:  # which ends at 65504, where the float32 that is computed in goes on
+        output = run.settled(done[0][0], output) if run.on_nonfinite == "raise" else output
     if record.moments is None:
         return done[0], output
     return done[0], (output, record.diagnostics(done[2], guard.first_bad))

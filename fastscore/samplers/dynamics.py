@@ -142,12 +142,12 @@ class LangevinDynamics:
             ValueError: x and dim are both missing, or a number is outside its range.
         """
         seed = resolve_seed(seed, generator)
-        if dim is not None and isinstance(x, Tensor) and x.shape[1:] != ((dim,) if isinstance(dim, int) else dim):
+        event = tuple(dim) if isinstance(dim, Sequence) else (dim,)
+        if dim is not None and isinstance(x, Tensor) and x.shape[1:] != event:
             raise ValueError(f"dim must be the event's shape of x {list(x.shape[1:])}, got {dim}")
         if x is None:
             if dim is None:
                 raise ValueError("give x (starting points) or dim (the shape of an event), got neither")
-            event = tuple(dim) if isinstance(dim, Sequence) else (dim,)
             shape = (_checks.count("n_samples", n_samples), *(_checks.count("dim", d) for d in event))
             x = normal(shape, seed=seed, stream=Stream.INITIAL, dtype=self.dtype, device=self.device)
         return langevin_dynamics(

@@ -90,8 +90,8 @@ class Mala:
         point = x.to(self.dtype)
         if self.score_fn is not None:
             return _values(self.log_prob, point).to(x.dtype), _checks.evaluate(self.score_fn, point).to(x.dtype)
-        with torch.enable_grad():
-            point = point.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = (point.clone() if point.is_inference() else point.detach()).requires_grad_()
             log_prob = _values(self.log_prob, point)
             if not log_prob.requires_grad:
                 raise ValueError("log_prob must be differentiable in x, got values without a graph; or give score_fn")

@@ -11,7 +11,7 @@ written anew each time. Every process of a distributed run has a file of its own
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,6 +159,13 @@ def _described(value: Any) -> Any:
         return files.digest(value)
     if callable(value):
         return "a function"
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _described(entry) for name, entry in value.items()}
     if isinstance(value, Sequence):
         return [_described(entry) for entry in value]
-    return value if value is None else repr(float(value))
+    if not isinstance(value, (int, float)):
+        kinds = "tensors, numbers, strings, or sequences or mappings of these"
+        raise TypeError(f"a run with a checkpoint takes arguments that are {kinds}, got {type(value).__name__}")
+    return repr(float(value))

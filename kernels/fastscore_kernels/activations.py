@@ -40,6 +40,13 @@ def sine_and_cosine(z):
 
 
 @triton.jit
+def clipped(z, limit):
+    """z in [-limit, limit], NaN of NaN: a GPU's minimum takes the number unless it is told."""
+    above = tl.maximum(z, -limit, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(above, limit, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def value(z, NAME: tl.constexpr, FAST: tl.constexpr):
     """phi(z)."""
     if NAME == "silu":
@@ -47,7 +54,7 @@ def value(z, NAME: tl.constexpr, FAST: tl.constexpr):
     elif NAME == "tanh":
         return 2.0 * sigmoid(2.0 * z, FAST) - 1.0
     elif NAME == "gelu_tanh":
-        y = tl.minimum(tl.maximum(z, -10.0), 10.0)  # the sigmoid is 0 or 1 beyond
+        y = clipped(z, 10.0)  # the sigmoid is 0 or 1 beyond
         return z * sigmoid(1.5957691216057308 * y * (1.0 + 0.044715 * y * y), FAST)
     elif NAME == "softplus":
         return tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
@@ -71,7 +78,7 @@ def value_and_slope(z, NAME: tl.constexpr, FAST: tl.constexpr):
         t = 2.0 * sigmoid(2.0 * z, FAST) - 1.0
         return t, 1.0 - t * t
     elif NAME == "gelu_tanh":
-        y = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        y = clipped(z, 10.0)
         s = sigmoid(1.5957691216057308 * y * (1.0 + 0.044715 * y * y), FAST)
         return z * s, s + y * s * (1.0 - s) * (1.5957691216057308 + 0.2140644488 * y * y)
     elif NAME == "softplus":
@@ -100,7 +107,7 @@ def value_slope_and_curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
         q = 1.0 - t * t
         return t, q, -2.0 * t * q
     elif NAME == "gelu_tanh":
-        y = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        y = clipped(z, 10.0)
         double_u = 1.5957691216057308 * y * (1.0 + 0.044715 * y * y)
         e = tl.exp(-tl.abs(double_u))
         r = 1.0 / (1.0 + e)
@@ -113,7 +120,7 @@ def value_slope_and_curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
         r = 1.0 / (1.0 + e)
         return tl.maximum(z, 0.0) + tl.log(1.0 + e), tl.where(z >= 0.0, r, e * r), e * r * r
     elif NAME == "gelu":
-        y = tl.minimum(tl.maximum(z, -15.0), 15.0)
+        y = clipped(z, 15.0)
         cdf = 0.5 * (1.0 + tl.erf(0.7071067811865476 * z))
         density = 0.3989422804014327 * tl.exp(-0.5 * y * y)
         return z * cdf, cdf + y * density, density * (2.0 - y * y)
@@ -138,7 +145,7 @@ def third(z, NAME: tl.constexpr):
         t = 2.0 * sigmoid(2.0 * z, False) - 1.0
         return (1.0 - t * t) * (6.0 * t * t - 2.0)
     elif NAME == "gelu_tanh":
-        y = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        y = clipped(z, 10.0)
         double_u = 1.5957691216057308 * y * (1.0 + 0.044715 * y * y)
         e = tl.exp(-tl.abs(double_u))
         r = 1.0 / (1.0 + e)
@@ -152,7 +159,7 @@ def third(z, NAME: tl.constexpr):
         r = 1.0 / (1.0 + e)
         return e * r * r * r * tl.where(z >= 0.0, e - 1.0, 1.0 - e)
     elif NAME == "gelu":
-        y = tl.minimum(tl.maximum(z, -15.0), 15.0)
+        y = clipped(z, 15.0)
         return 0.3989422804014327 * tl.exp(-0.5 * y * y) * (y * (y * y - 4.0))
     elif NAME == "softsign":
         r = 1.0 / (1.0 + tl.abs(z))

@@ -8,6 +8,7 @@ of the noise never leave it. Row r of the tile is feature `l G + g` of the noise
 where GP is G rounded up to a power of two: the features in order, with gaps where there are fewer of them than rows.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -158,11 +159,17 @@ def tile_order(n_features: int) -> list[int]:
 
 def to_tile(values: torch.Tensor, dim: int) -> torch.Tensor:
     """The features along `dim` in the order of the tile's rows, zeros in the gaps."""
-    order = torch.tensor(tile_order(values.shape[dim]), device=values.device)
-    picked = values.index_select(dim, order.clamp(min=0))
+    places, there = _places(values.shape[dim], values.device)
     shape = [1] * values.dim()
     shape[dim] = -1
-    return torch.where((order >= 0).view(shape), picked, 0.0)
+    return torch.where(there.view(shape), values.index_select(dim, places), 0.0)
+
+
+@functools.lru_cache(maxsize=256)
+def _places(n_features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The feature of every row of the tile, and whether there is one; kept, for a copy to a GPU waits for its work."""
+    order = torch.tensor(tile_order(n_features), device=device)
+    return order.clamp(min=0), order >= 0
 
 
 def chain_call(
@@ -199,7 +206,7 @@ def chain_call(
         "x_ptr": x,
         "step_size_ptr": step_size,
         "temperature_ptr": temperature,
-        "bounds_ptr": torch.tensor(clamp or (0.0, 0.0), dtype=x.dtype, device=x.device),
+        "bounds_ptr": _bounds(clamp, x),
         "score_params": params,
         "n_chains": n_chains,
         "n_steps": n_steps,
@@ -220,6 +227,14 @@ def chain_call(
         **options,
     }
     return (triton.cdiv(n_chains, options["BLOCK_CHAINS"]),), arguments, (out, kept, first_bad)
+
+
+def _bounds(clamp: tuple[float, float] | None, x: torch.Tensor) -> torch.Tensor:
+    """(low, high) on the device, written there: a copy would wait for it."""
+    bounds = torch.zeros(2, dtype=x.dtype, device=x.device)
+    for place, value in zip(bounds, clamp or (), strict=False):
+        place.fill_(value)
+    return bounds
 
 
 def run_chain(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

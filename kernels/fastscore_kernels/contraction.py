@@ -207,7 +207,7 @@ def launched(n, width, kind, rounded, seed, first_probe, first_chain):
     bits = 1 if normal else min(32, triton.next_power_of_2(width))
     n_groups = triton.cdiv(width, 4 if normal else 128)
     elements = _ELEMENTS_DOUBLE if rounded == torch.float64 else _ELEMENTS
-    grid, options = tile_counters(n, n_groups, rounded, elements // bits)
+    grid, options = tile_counters(n, n_groups, rounded, elements // bits, 4 if normal else 128)
     key_low, key_high, step = philox.as_int32(seed, seed >> 32, first_probe)
     return grid, {
         "n_chains": n,

@@ -74,6 +74,8 @@ def langevin_step(
     x, score, step_size = x.contiguous(), score.contiguous(), step_size.contiguous()
     n_chains, n_features = x.shape
     out = torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device) if out is None else out
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()}")
     n_groups = triton.cdiv(n_features, 4)
     grid, options = tile_counters(n_chains, n_groups, x.dtype)
     key_low, key_high = philox.as_int32(seed, seed >> 32)

@@ -12,7 +12,7 @@ import torch
 import triton
 
 from fastscore_kernels import philox, table
-from fastscore_kernels.launch import device_of
+from fastscore_kernels.launch import device_of, float32_products
 from fastscore_kernels.mlp_backward import lower_kernel, upper_kernel
 from fastscore_kernels.mlp_forward import forward_kernel
 from fastscore_kernels.products import accumulate, product, totals
@@ -90,7 +90,7 @@ def precision(device: torch.device, narrow: bool) -> str:
         return "bf16"
     if device.type == "cuda" and torch.version.hip is not None:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if float32_products() == "highest" else "tf32"
 
 
 def rows(mlp: Any, columns: int) -> int:

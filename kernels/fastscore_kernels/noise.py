@@ -7,7 +7,7 @@ import triton.language as tl
 from fastscore_kernels import philox
 from fastscore_kernels.launch import device_of, tile_counters
 
-RADEMACHER_TILE = 32  # counters a program: each gives 128 signs
+RADEMACHER_TILE = 1024  # signs a program makes of each of the four words of its counters
 
 
 @triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
@@ -86,13 +86,17 @@ def rademacher_kernel(
     step,
     STREAM: tl.constexpr,
     LANES: tl.constexpr,
+    BITS: tl.constexpr,
     BLOCK_CHAINS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):
-    """Signs 1 - 2 bit: feature d is bit d mod 32 of word (d mod 128) div 32 of counter (row, d div 128)."""
+    """Signs 1 - 2 bit: feature d is bit d mod 32 of word (d mod 128) div 32 of counter (row, d div 128).
+
+    BITS of a word are looked at: as many as rows of fewer than 32 features need.
+    """
     first_row, rows, groups, inside = philox.tile(n_chains, n_groups, BLOCK_CHAINS, BLOCK_GROUPS)
     w0, w1, w2, w3 = philox.words(key_low, key_high, STREAM, step, first_chain + first_row + rows, groups)
-    bit = tl.arange(0, 32)[None, None, :]
+    bit = tl.arange(0, BITS)[None, None, :]
     start = first_row * n_features
     for word in tl.static_range(LANES):
         w = w0 if word == 0 else (w1 if word == 1 else (w2 if word == 2 else w3))
@@ -119,13 +123,14 @@ def mixed(x, alpha, beta, seed, stream, first_chain) -> torch.Tensor:
 def rademacher(n, width, seed, stream, step, first_chain, dtype, device) -> torch.Tensor:
     """Signs `[n, width]`, four lanes (words) of 32 features a counter."""
     out = torch.empty((n, width), dtype=dtype, device=device)
-    return _launch(rademacher_kernel, out, 32, RADEMACHER_TILE, seed, stream, step, first_chain)
+    bits = min(32, triton.next_power_of_2(width))
+    return _launch(rademacher_kernel, out, 32, RADEMACHER_TILE // bits, seed, stream, step, first_chain, {"BITS": bits})
 
 
 def _launch(kernel, out, lane_width, tile, seed, stream, step, first_chain, given=None) -> torch.Tensor:
     n, width = out.shape
     n_groups = triton.cdiv(width, 4 * lane_width)
-    grid, options = tile_counters(n, n_groups, out.dtype, tile)
+    grid, options = tile_counters(n, n_groups, out.dtype, tile, 4 * lane_width)
     key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, step)
     with device_of(out):
         kernel[grid](

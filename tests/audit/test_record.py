@@ -156,11 +156,14 @@ class Fake:
 
     name = "kernel"
 
-    def __init__(self, shared, spilled=0):
-        self.report = audit.Amd(shared, spilled)
+    def __init__(self, shared, spilled=0, as_it_was=""):
+        self.report, self.as_it_was = audit.Amd(shared, spilled), as_it_was
 
     def made_of(self):
         return f"{self.report}"
+
+    def lowered(self, architecture):
+        return self.as_it_was
 
     def compile(self, architecture):
         return self.report
@@ -179,9 +182,18 @@ def test_faults_and_what_has_risen_are_not_recorded(tmp_path, monkeypatch):
 
     try:
         assert recorded(Fake(1024, spilled=1)) == (1, None)
-        assert recorded(Fake(1024)) == (0, {"shared": 1024, "made_of": Fake(1024).made_of()})
+        assert recorded(Fake(1024)) == (0, {"shared": 1024, "lowered": "", "made_of": Fake(1024).made_of()})
         assert recorded(Fake(512))[1]["shared"] == 512
-        assert recorded(Fake(2048)) == (1, {"shared": 512, "made_of": Fake(512).made_of()})
-        assert recorded(Fake(2048), "--risen") == (0, {"shared": 2048, "made_of": Fake(2048).made_of()})
+        assert recorded(Fake(2048)) == (1, {"shared": 512, "lowered": "", "made_of": Fake(512).made_of()})
+        assert recorded(Fake(2048), "--risen")[1]["made_of"] == Fake(2048).made_of()
+        # What is lowered to what it was is not compiled, unless everything is.
+        assert recorded(Fake(1024, as_it_was="same"))[1]["shared"] == 1024
+        assert recorded(Fake(512, as_it_was="same"))[1] == {
+            "shared": 1024,
+            "lowered": "same",
+            "made_of": Fake(512).made_of(),
+        }
+        assert recorded(Fake(256, as_it_was="same"), "--all")[1]["shared"] == 256
+        assert recorded(Fake(128, as_it_was="other"))[1]["shared"] == 128
     finally:
         audit_record.record.cache_clear()

@@ -90,6 +90,26 @@ def test_other_shapes_and_dtypes(replays, device):
     assert len(replays) == 3 * 22
 
 
+@pytest.mark.parametrize("layout", ["transposed", "channels last"])
+def test_a_start_of_another_layout(layout, replays, device):
+    """The state is kept in rows, as the kernel writes it, whatever x is."""
+    x = torch.randn(3, 7).t() if layout == "transposed" else torch.randn(5, 3, 2, 2)
+    x = (x if layout == "transposed" else x.to(memory_format=torch.channels_last)).to(device)
+    made, true = both(Network(x[0].numel()).to(device), x, step_size=0.02, n_steps=20)
+    torch.testing.assert_close(made, true, rtol=1e-5, atol=1e-5)
+    assert len(replays) == 22
+
+
+@pytest.mark.parametrize(("scale", "step_size"), [(255.0, 1e-4), (1.0, 1e-9)])
+def test_an_empty_graph_is_found_however_small_the_step(scale, step_size, replays, device, monkeypatch):
+    monkeypatch.setattr(graph, "_capture", lambda step, where: lambda: None)
+    with pytest.warns(RuntimeWarning, match="other values when it is replayed"):
+        made, true = both(
+            Network().to(device), scale * torch.randn(7, 3, device=device), step_size=step_size, n_steps=20
+        )
+    torch.testing.assert_close(made, true, rtol=1e-6, atol=1e-6 * scale)
+
+
 def test_a_ladder_of_noise_levels(replays, device):
     class Told(Network):
         def forward(self, x, sigma):

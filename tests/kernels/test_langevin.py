@@ -113,6 +113,13 @@ def test_a_bad_row_stays_alone(device, bad):
     assert torch.equal(made[keep], clean[keep])
 
 
+def test_out_that_is_not_made_of_rows_is_refused(device):
+    x = torch.randn(4, 6, device=device)
+    one = torch.ones((), device=device)
+    with pytest.raises(ValueError, match="out must be contiguous, got strides"):
+        langevin.langevin_step(x, x, 0.1 * one, one, 1, 0, 0, out=torch.zeros(6, 4, device=device).t())
+
+
 def test_in_place(device):
     x, score = pair((33, 17), torch.float32, device)
     apart = langevin_step(x, score, step_size=0.1, temperature=1.0, **COUNTERS)
@@ -134,5 +141,6 @@ def test_gradients(device):
 
 
 def test_more_programs_than_a_grid_holds_are_refused():
-    with pytest.raises(ValueError, match=r"exceed the grid of 2\^31 programs"):
-        launch.tile_counters(2**40, 1 << 11, torch.float32)
+    for n, groups, width in ((2**40, 1 << 11, 4), (1, 1 << 29, 4), (1, 1 << 24, 128)):
+        with pytest.raises(ValueError, match=r"exceed 2\^31 programs, or 2\^31 features"):
+            launch.tile_counters(n, groups, torch.float32, width=width)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -128,3 +130,26 @@ def test_the_smallest_entry_that_fits():
 
 def test_the_table_says_where_it_comes_from():
     assert table.provenance()["measured"] is False
+
+
+TOLD = """
+import torch
+from fastscore_kernels.launch import float32_products
+
+backends, made = torch.backends, [float32_products()]
+for legacy in ("medium", "high", "highest"):
+    torch.set_float32_matmul_precision(legacy)
+    made.append(float32_products())
+backends.cuda.matmul.fp32_precision = "tf32"
+made.append(float32_products())
+torch.set_float32_matmul_precision("medium")
+backends.cuda.matmul.fp32_precision = "ieee"
+made.append(float32_products())
+print(*made)
+"""
+
+
+def test_both_ways_to_tell_torch_of_tf32_are_heard():
+    """In a process of its own: torch does not take the newer way back."""
+    done = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["highest", "medium", "high", "highest", "high", "highest"]

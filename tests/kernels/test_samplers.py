@@ -87,6 +87,7 @@ def test_kept_states_leave_inside_a_launch(launches, device, monkeypatch):
 
 
 def test_checkpoints_cut_launches_that_keep(launches, device, tmp_path):
+    pytest.importorskip("safetensors")
     score_fn, x = GaussianMixture.ring(5, 2.0, 0.5).score, torch.randn(7, 2, device=device)
     options = {"step_size": 0.02, "seed": 3, "return_trajectory": True, "return_diagnostics": True}
     whole = langevin_dynamics(score_fn, x, n_steps=9, **options)
