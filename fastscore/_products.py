@@ -8,6 +8,8 @@ reaches the parameters and x, and under `torch.no_grad` nothing is saved.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastscore._script import inside_script
 from fastscore._watch import Watch
 
 Aux: TypeAlias = tuple[Tensor, ...]
@@ -23,25 +26,29 @@ Differentiated: TypeAlias = Callable[[Tensor], tuple[Tensor, Aux]]
 
 _jvp: Callable[..., Any] = torch.func.jvp  # their annotations do not know has_aux
 _vjp: Callable[..., Any] = torch.func.vjp
+_LEVEL = threading.RLock()  # levels of forward mode belong to the process: one thread would end another's
 
 
 def push(fn: Differentiated, x: Tensor, tangents: Tensor) -> tuple[Tensor, Aux, Tensor]:
     """Forward mode: value, aux and `J v` for tangents v, both `[C, B, *event]`; the value is computed once."""
-    with Watch(forward=True):
+    with _LEVEL, Watch(forward=True) as watch:
+        watched = functools.partial(watch.noticing_scripts, fn)
         if len(tangents) == 1:
-            value, product, aux = _jvp(fn, (x,), (tangents[0],), has_aux=True)
+            value, product, aux = _jvp(watched, (x,), (tangents[0],), has_aux=True)
             return value, aux, product.unsqueeze(0)
-        value, products, aux = torch.func.vmap(lambda v: _jvp(fn, (x,), (v,), has_aux=True))(tangents)
+        value, products, aux = torch.func.vmap(lambda v: _jvp(watched, (x,), (v,), has_aux=True))(tangents)
     # The value does not depend on the tangent: vmap expanded one evaluation, it did not repeat it.
     return value[0], tuple(a[0] for a in aux), products
 
 
-def pull(fn: Differentiated, x: Tensor, cotangents: Iterable[Tensor]) -> tuple[Tensor, Aux, Tensor]:
-    """Reverse mode: value, aux and `J' u` for cotangents u, both `[C, B, *event]`."""
+def pull(
+    fn: Differentiated, x: Tensor, cotangents: Iterable[Tensor], *, script: bool = False
+) -> tuple[Tensor, Aux, Tensor]:
+    """Reverse mode: value, aux and `J' u` for cotangents u, both `[C, B, *event]`; `script` if fn calls TorchScript."""
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), Watch(forward=False):
         leaf = _leaf(x.clone() if x.is_inference() else x)
-        value, aux = fn(leaf)
+        value, aux = inside_script(fn, leaf, differentiable) if script else fn(leaf)
         stacked = torch.stack([_pull_one(value, leaf, u.to(value.dtype), differentiable) for u in cotangents])
     # Copies made without gradients let go of the graph; they keep the tangent of an outer forward mode.
     return (value, aux, stacked) if differentiable else (value.clone(), tuple(a.clone() for a in aux), stacked)
@@ -97,4 +104,5 @@ def products(
             raise ValueError(
                 "score_fn draws random numbers: its Jacobian is not defined; make the noise an argument"
             ) from error
-    return *pull(reverse, x, left), "vjp"
+        script = "TorchScript" in str(error)
+    return *pull(reverse, x, left, script=script), "vjp"

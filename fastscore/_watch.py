@@ -4,25 +4,26 @@ Measured on torch 2.13: a reverse pass over forward-mode tangents (`torch.func.j
 wrong* for layer_norm, instance_norm and several functions of linear algebra, whose tangents treat saved statistics or
 factors as constants; and the tangent of a `torch.library.custom_op` is silently zero. So is a third reverse pass over
 layer_norm, which the gradient of a Laplacian needs. Values and lower derivatives are right, so nothing warns.
-Normalisations are therefore written out, and the rest is left to reverse mode.
+Normalisations are therefore written out, and the rest is left to reverse mode. TorchScript, whose operations cannot be
+replaced, is left to reverse mode as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-_DROPOUT = "score_fn has active dropout: its Jacobian is not defined; call .eval() on the network or set p = 0"
-_BATCH_NORM = (
-    "score_fn has BatchNorm in training mode, which couples the samples of a batch: call .eval() on the network "
-    "or use GroupNorm or LayerNorm"
-)
+from fastscore import _script
+from fastscore._script import BATCH_NORM, DROPOUT
+
+Made = TypeVar("Made")
 
 
 class NoForwardRuleError(RuntimeError):
@@ -43,20 +44,86 @@ class Watch(TorchFunctionMode):
     def __init__(self, forward: bool) -> None:
         super().__init__()
         self.forward = forward
+        self.levels = len(_levels()) if forward else 0
+        self.hooks = _hooks()
+        self.graph: object = None
+
+    def noticing_scripts(self, fn: Callable[[Tensor], Made], x: Tensor) -> Made:
+        """`fn(x)`, where TorchScript is rejected: no mode sees its calls, but torch knows what graph it last ran."""
+        _script.no_script()()
+        self.graph = _script.last_graph()
+        made = fn(x)
+        self.graph = None
+        return made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _REPLACED:
-            return _REPLACED[func](*args, **kwargs)
-        if self.forward and (func in _LEFT_TO_REVERSE or _foreign(func)):
+        func = _by_name(func)
+        call, hooked = _REPLACED.get(func, func), _hooks() not in (None, self.hooks)
+        if not self.forward:
+            if not hooked:
+                return call(*args, **kwargs)
+            with saved_tensors_hooks(_pack, _unpack):  # what torch.utils.checkpoint calls again would not be watched
+                return call(*args, **kwargs)
+        if self.graph is not None and args and isinstance(args[0], Tensor):  # not where a state is being put back
+            self._reject_scripts()
+        if hooked or func in _LEFT_TO_REVERSE or _foreign(func) or self._fails_in_backward(func, args, kwargs):
             raise NoForwardRuleError(str(func))
-        return func(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    def _reject_scripts(self) -> None:
+        graph = _script.last_graph()
+        if graph is not self.graph and not _script.is_tangent(graph):
+            raise NoForwardRuleError("TorchScript")
+        self.graph = graph
+
+    def _fails_in_backward(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether the tangent of this call writes over what the gradient of the tangent needs."""
+        if func in _IN_PLACE_PRODUCTS:
+            return _depends(args[1:])
+        if func not in _FAIL_OVER_GRADIENTS or not _depends((*args, *kwargs.values())):
+            return False
+        return any(level.key() == torch._C._functorch.TransformType.Grad for level in _levels()[self.levels :])
+
+
+def _levels() -> list[Any]:
+    """The transforms of torch.func that are at work, the outermost first."""
+    return torch._C._functorch.get_interpreter_stack() or []
+
+
+def _hooks() -> object:
+    """The hooks of saved tensors that are in force."""
+    return None if torch.compiler.is_compiling() else torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _pack(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor, tensor._version
+
+
+def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the gradient needs has been modified by an inplace operation")
+    return tensor
+
+
+def _depends(values: Any) -> bool:
+    """Whether any of these depends on what is being differentiated."""
+    return any(isinstance(v, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v) for v in values)
+
+
+def _by_name(func: Any) -> Any:
+    """`torch.layer_norm` for `torch.ops.aten.layer_norm` and the like, if it is one that is replaced."""
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        namespace, name = str(func).split(".")[:2]
+        known = getattr(torch, name, None) if namespace == "aten" else None
+        return known if known in _REPLACED else func
+    return func
 
 
 def _foreign(func: Any) -> bool:
-    """Whether func is an operator registered from outside PyTorch."""
-    operator = isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
-    return operator and not str(func).startswith(("aten.", "prims.", "prim."))
+    """Whether func is called as an operator, `torch.ops.*`: PyTorch's own may lack the rules of its functions."""
+    return isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
 
 
 def _inactive(dropout: Callable[..., Tensor], trains: bool) -> Callable[..., Tensor]:
@@ -64,38 +131,51 @@ def _inactive(dropout: Callable[..., Tensor], trains: bool) -> Callable[..., Ten
 
     def call(input: Tensor, p: float = 0.5, training: bool = trains, inplace: bool = False) -> Tensor:
         if training and p > 0:
-            raise ValueError(_DROPOUT)
+            raise ValueError(DROPOUT)
         return dropout(input, p, training, inplace)
 
     return call
 
 
-def _batch_norm(
-    input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    if training:
-        raise ValueError(_BATCH_NORM)
-    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+def _inactive_below(dropout: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the functions of `torch` itself."""
+
+    def call(input: Tensor, p: float, train: bool) -> Any:
+        if train and p > 0:
+            raise ValueError(DROPOUT)
+        return dropout(input, p, train)
+
+    return call
+
+
+def _evaluating(batch_norm: Callable[..., Any]) -> Callable[..., Any]:
+    """`batch_norm`, refused in training mode: the sixth argument, whatever the order of the others."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if args[5] if len(args) > 5 else kwargs.get("training"):
+            raise ValueError(BATCH_NORM)
+        return batch_norm(*args, **kwargs)
+
+    return call
 
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any, **kwargs: Any
 ) -> Tensor:
     if dropout_p > 0:
-        raise ValueError(_DROPOUT)
+        raise ValueError(DROPOUT)
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, *rest, **kwargs)
 
 
-_TRAINING, _DROPOUT_P = 13, 10  # positions in the signature of multi_head_attention_forward
+_TRAINING, DROPOUT_P = 13, 10  # positions in the signature of multi_head_attention_forward
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
     training = args[_TRAINING] if len(args) > _TRAINING else kwargs.get("training", True)
-    dropout_p = args[_DROPOUT_P] if len(args) > _DROPOUT_P else kwargs["dropout_p"]
+    dropout_p = args[DROPOUT_P] if len(args) > DROPOUT_P else kwargs["dropout_p"]
     if training and dropout_p > 0:
-        raise ValueError(_DROPOUT)
+        raise ValueError(DROPOUT)
     with sdpa_kernel(SDPBackend.MATH):
         return F.multi_head_attention_forward(*args, **kwargs)
 
@@ -113,8 +193,9 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-) -> Tensor:
+    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
     return _affine(_standard(input, list(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
@@ -124,8 +205,9 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Any = None, eps: flo
 
 
 def _group_norm(
-    input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-) -> Tensor:
+    input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
     y = _standard(input.unflatten(1, (num_groups, -1)), list(range(2, input.dim() + 1)), eps).reshape(input.shape)
     shape = (-1, *[1] * (input.dim() - 2))
     return _affine(y, None if weight is None else weight.view(shape), None if bias is None else bias.view(shape))
@@ -135,9 +217,40 @@ def _instance_norm(
     input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    if not use_input_stats or running_mean is not None:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None:
+        with torch.no_grad():  # for the running statistics
+            F.instance_norm(input, running_mean, running_var, None, None, True, momentum, eps)
     return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _torch_instance_norm(
+    input: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, use_input_stats: bool,
+    momentum: float, eps: float, cudnn_enabled: bool,
+) -> Tensor:  # fmt: skip
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _native_layer_norm(input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...]:
+    y = _layer_norm(input, normalized_shape, weight, bias, eps)
+    return y, *_moments(input, list(range(-len(normalized_shape), 0)), eps)
+
+
+def _native_group_norm(
+    input: Tensor, weight: Any, bias: Any, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Tensor, ...]:
+    moments = _moments(input.reshape(N, group, -1), [2], eps)
+    return _group_norm(input, group, weight, bias, eps), *(moment.squeeze(2) for moment in moments)
+
+
+def _moments(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
+    return x.mean(dims, keepdim=True), torch.rsqrt(x.var(dims, correction=0, keepdim=True) + eps)
+
+
+def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    first = index % input.shape[dim]
+    return torch.slice_scatter(input, src.unsqueeze(dim), dim, first, first + 1)
 
 
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -152,17 +265,29 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     F.dropout3d: _inactive(F.dropout3d, True),
     F.alpha_dropout: _inactive(F.alpha_dropout, False),
     F.feature_alpha_dropout: _inactive(F.feature_alpha_dropout, False),
-    F.batch_norm: _batch_norm,
+    torch.dropout: _inactive_below(torch.dropout),
+    torch.native_dropout: _inactive_below(torch.native_dropout),
+    torch.feature_dropout: _inactive_below(torch.feature_dropout),
+    torch.alpha_dropout: _inactive_below(torch.alpha_dropout),
+    torch.feature_alpha_dropout: _inactive_below(torch.feature_alpha_dropout),
+    F.batch_norm: _evaluating(F.batch_norm),
+    torch.batch_norm: _evaluating(torch.batch_norm),
+    torch.native_batch_norm: _evaluating(torch.native_batch_norm),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
     F.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
+    torch.native_group_norm: _native_group_norm,
     F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
     F.glu: _glu,
+    torch.select_scatter: _select_scatter,
+    Tensor.select_scatter: _select_scatter,
 }
 
 _DATA: Any = Tensor.data
@@ -176,5 +301,21 @@ _LEFT_TO_REVERSE: frozenset[Any] = frozenset(
         *(torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve),
         *(torch.cholesky_inverse, Tensor.cholesky_inverse),
         *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
+        # The tangents of these are wrong in other ways.
+        *(torch.triangular_solve, Tensor.triangular_solve),
+        *(torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_),
     }
 )
+
+# Of a gradient, the tangents of these write in place: the gradient of a Laplacian would be an error.
+_FAIL_OVER_GRADIENTS: frozenset[Any] = frozenset(
+    {
+        *(torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm, torch.linalg.matrix_norm),
+        *(F.normalize, F.cosine_similarity, F.pairwise_distance, torch.dist, Tensor.dist),
+        *(F.triplet_margin_loss, F.triplet_margin_with_distance_loss),
+        *(torch.renorm, Tensor.renorm, Tensor.renorm_, torch.copysign, Tensor.copysign, Tensor.copysign_),
+        *(torch.std, Tensor.std, torch.std_mean),
+    }
+)
+# Likewise these, of a tangent that an earlier call needs: z.mul_(torch.sigmoid(z)).
+_IN_PLACE_PRODUCTS: frozenset[Any] = frozenset({Tensor.mul_, Tensor.multiply_, Tensor.__imul__})

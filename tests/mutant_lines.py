@@ -12,6 +12,7 @@ from mutant_table import Mutant
 
 LOSSES, TERMS, DIVERGENCE = "fastscore/losses.py", "fastscore/_terms.py", "fastscore/divergence.py"
 FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets.py"
+GRAPH, REPLAY = "fastscore/ops/graph.py", "tests/kernels/test_graph.py::"
 JUDGE, J = "kernels/fastscore_kernels/metropolis.py", "tests/kernels/test_metropolis.py::"
 COMPILED_CHAINS, RULE = "fastscore/ops/_cpu_source_targets.py", "fastscore/reference/metropolis.py"
 MALA, BAOAB, CHAINS = "fastscore/samplers/mala.py", "fastscore/samplers/underdamped.py", "fastscore/samplers/chain.py"
@@ -63,6 +64,11 @@ IN_CHAINS = [
     Mutant(5, "triton: metropolis past the last feature", JUDGE, "mask = there & (feature < n_features)\n        at = start + (rows * n_features + feature)\n        x = tl.load(x_ptr + at, mask=mask, other=0.0)\n        s = tl.load(score_ptr + at, mask=mask, other=0.0)\n        to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)\n        to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)\n        tl.store", "mask = there & (feature < n_features + 1)\n        at = start + (rows * n_features + feature)\n        x = tl.load(x_ptr + at, mask=mask, other=0.0)\n        s = tl.load(score_ptr + at, mask=mask, other=0.0)\n        to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)\n        to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)\n        tl.store", (J + "test_values",)),
     Mutant(38, "triton: metropolis's uniforms of another chain", JUDGE, "first_chain + row, tl.zeros", "row, tl.zeros", (J + "test_values",)),
     Mutant(38, "compiled metropolis: uniforms of another chain", COMPILED_CHAINS, "chain[i] = first_chain + row + (u64)i;\n    take(to_x", "chain[i] = row + (u64)i;\n    take(to_x", ("tests/ops/test_metropolis.py::test_values",)),
+    Mutant(10, "graph: a state that is not rows", GRAPH, "x.clone(memory_format=torch.contiguous_format)", "x.clone()", (REPLAY + "test_a_start_of_another_layout",)),
+    Mutant(52, "graph: small steps are not looked at", GRAPH, "1e-3 * moved.abs().nan_to_num().max()", "1e-3 * start.abs().max()", (REPLAY + "test_an_empty_graph_is_found_however_small_the_step",)),
+    Mutant(15, "gelu: a NaN is clipped to a number", "kernels/fastscore_kernels/activations.py", "tl.maximum(z, -limit, propagate_nan=tl.PropagateNan.ALL)", "tl.maximum(z, -limit)", ("tests/audit/test_mlp.py::test_a_clipped_nan_stays_one",)),
+    Mutant(20, "a backward of another backend", "fastscore/ops/_dispatch.py", "if ctx.backend == _config.backend():", "if True:", ("tests/kernels/test_backend.py::test_the_backward_of_another_thread",)),
+    Mutant(49, "annealing: a denoising that is not looked at", "fastscore/samplers/chain.py", 'if self.on_nonfinite == "ignore" or not made.numel():', "if True:", ("tests/test_samplers_faults.py::test_the_last_denoising_is_guarded",)),
     Mutant(47, "mala: a given score forgotten", MALA, "score_fn or getattr(log_prob, \"score\", None)", "getattr(log_prob, \"score\", None)", (G + "test_mala_takes_a_density_a_score_or_a_target",)),
     Mutant(47, "baoab: half a kick", BAOAB, "UnderdampedState(x, v + half * score, score)", "UnderdampedState(x, v, score)", (G + "test_one_baoab_step_is_its_formula",)),
     Mutant(35, "a leap over what is to be kept", CHAINS, "return self.thin - (k - self.burn_in) % self.thin if", "return self.thin if", (X + "test_what_is_kept_may_be_further_apart_than_a_leap",)),

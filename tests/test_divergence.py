@@ -149,6 +149,31 @@ LAYERS: dict[str, tuple[Function, tuple[int, ...], str]] = {
         (2, 3, 4),
         "jvp",
     ),
+    "instance_norm tracked": (lambda x: F.instance_norm(x, BIAS[0].clone(), WEIGHT[0].clone()), (2, 3, 4), "jvp"),
+    "torch.instance_norm": (
+        lambda x: torch.instance_norm(x, WEIGHT[0], BIAS[0], None, None, True, 0.1, 1e-5, False),
+        (2, 3, 4),
+        "jvp",
+    ),
+    "torch.native_layer_norm": (lambda x: torch.native_layer_norm(x, [2, 3], WEIGHT, BIAS, 1e-5)[0], (4, 2, 3), "jvp"),
+    "torch.native_group_norm": (
+        lambda x: torch.native_group_norm(x, WEIGHT[0], BIAS[0], 2, 3, 4, 3, 1e-5)[0],
+        (2, 3, 4),
+        "jvp",
+    ),
+    "aten.layer_norm": (lambda x: torch.ops.aten.layer_norm(x, [2, 3], WEIGHT, BIAS), (4, 2, 3), "jvp"),
+    "aten.native_layer_norm": (
+        lambda x: torch.ops.aten.native_layer_norm.default(x, [2, 3], WEIGHT, BIAS, 1e-5)[0],
+        (4, 2, 3),
+        "jvp",
+    ),
+    "aten.linalg_solve": (lambda x: torch.ops.aten.linalg_solve(x + 4 * torch.eye(3), x), (2, 3, 3), "vjp"),
+    "triangular_solve": (lambda x: torch.triangular_solve(x, x + 4 * torch.eye(3))[0], (2, 3, 3), "vjp"),
+    "select_scatter": (lambda x: torch.select_scatter(x, x[:, 0].sin(), 1, -1), (4, 3), "jvp"),
+    "Tensor.select_scatter": (lambda x: x.select_scatter(x[:, 0].sin(), 1, 2), (4, 3), "jvp"),
+    "scatter_reduce": (lambda x: torch.scatter_reduce(x, 1, INDEX, x.sin(), "prod"), (4, 3), "vjp"),
+    "Tensor.scatter_reduce": (lambda x: x.scatter_reduce(1, INDEX, x.sin(), "prod"), (4, 3), "vjp"),
+    "Tensor.scatter_reduce_": (lambda x: x.clone().scatter_reduce_(1, INDEX, x.sin(), "prod"), (4, 3), "vjp"),
     "batch_norm eval": (lambda x: F.batch_norm(x.sin(), BIAS[0], WEIGHT[0]).sin(), (4, 3), "jvp"),
     "glu": (lambda x: F.glu(torch.cat([x, x.sin()], 1), 1), (4, 3), "jvp"),
     "multi_head_attention": (lambda x: ATTENTION(x, x, x)[0], (2, 3, 4), "jvp"),
@@ -167,9 +192,15 @@ def standard(x: Tensor, *dims: int) -> Tensor:
 WRITTEN_OUT: dict[str, Function] = {
     "layer_norm": lambda x: standard(x, 1, 2) * WEIGHT + BIAS,
     "torch.layer_norm": lambda x: standard(x, 2),
+    "instance_norm tracked": lambda x: standard(x, 2),
     "instance_norm": lambda x: standard(x, 2) * WEIGHT[0, :, None] + BIAS[0, :, None],
     "layer_norm in reverse mode": lambda x: standard(Cube.apply(x), 1),
 }
+WRITTEN_OUT |= dict.fromkeys(["torch.instance_norm", "torch.native_group_norm"], WRITTEN_OUT["instance_norm"])
+WRITTEN_OUT |= dict.fromkeys(
+    ["torch.native_layer_norm", "aten.layer_norm", "aten.native_layer_norm"], WRITTEN_OUT["layer_norm"]
+)
+INDEX = torch.tensor([[0, 1, 1]]).expand(4, 3)
 WEIGHT, BIAS = 1 + data(2, 3, seed=3).abs(), data(2, 3, seed=4)
 ATTENTION = nn.MultiheadAttention(4, 2, batch_first=True).double()
 

@@ -234,6 +234,13 @@ def test_peak_of_a_chunked_backward_does_not_grow_with_the_batch() -> None:
         (ValueError, lambda x: divergence(nn.BatchNorm1d(3), x), "BatchNorm in training mode"),
         (ValueError, lambda x: divergence(nn.Dropout(), x), "active dropout"),
         (ValueError, lambda x: divergence(lambda x: F.dropout(x, 0.1), x, trace="hutchinson"), "active dropout"),
+        (ValueError, lambda x: divergence(lambda x: torch.dropout(x, 0.1, True), x), "active dropout"),
+        (ValueError, lambda x: divergence(lambda x: torch.ops.aten.dropout(x, 0.1, True), x), "active dropout"),
+        (
+            ValueError,
+            lambda x: divergence(lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[0], x),
+            "BatchNorm in training mode",
+        ),
         (
             ValueError,
             lambda x: divergence(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), x[:, None]),
