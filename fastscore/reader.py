@@ -11,6 +11,10 @@ checked to be the same (`fastscore._reading.snapshot`): some 50 microseconds of 
 depend on x, an embedding of the condition for instance, is computed anew by ordinary torch, so gradients reach its
 parameters.
 
+The calls made to record leave no trace. Drawing random numbers and writing to tensors that last are refused before
+they happen (`fastscore._reading.guard`); attributes, containers, closures and globals are put back, and whatever
+changed them is declined. State that no Python code holds, a file or a foreign library's, is not.
+
 Read: Linear layers (or `x @ W + b`, `einsum`) and the activations of `fastscore.reference.activations` in modules,
 functions, lambdas, partials and loops, in place or not; `z * sigmoid(z)`; residuals `h + phi(linear(h))`; conditions
 concatenated or added, before or after the activations; reshapes of the event; constant or per-row scales of x, of the
@@ -20,27 +24,27 @@ parameters (`torch.nn.utils.parametrizations`), `torch.func.functional_call` on 
 parameters, checkpointing, dropout that is off.
 
 Declined: other operations on x (piecewise linear activations among them), fewer than one hidden layer, dropout that is
-on and other random numbers, hooks, autocast, Python values read from tensors, other in-place writes, custom autograd
-Functions, TorchScript, `torch.compile`d or distributed modules, tensor subclasses. Inside `torch.func` transforms and
-`torch.compile` nothing can be recorded: there `ScoreMLP`, `EnergyMLP` and `EnergyMLP.score` are read from their layers,
-and everything else is declined.
+on and other random numbers, statistics and counters that a call changes, hooks, autocast, Python values read from
+tensors, other in-place writes, custom autograd Functions, TorchScript, `torch.compile`d or distributed modules, tensor
+subclasses. Inside `torch.func` transforms and `torch.compile` nothing can be recorded: there `ScoreMLP`, `EnergyMLP`
+and `EnergyMLP.score` are read from their layers, and everything else is
+declined.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import random
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils._python_dispatch
 from torch import Tensor
 
+from fastscore._reading.guard import Guard
 from fastscore._reading.program import Program, Reading, assemble
 from fastscore._reading.record import Call, DeclinedError, Recorder
 from fastscore._reading.rules import RULES
@@ -52,16 +56,37 @@ __all__ = ["Reading", "read", "reason"]
 
 _ROWS = 3
 _SHAPES = 64
+_PATIENCE = 3  # what a first call sets up, a later one may leave alone
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 class _Entry:
-    """What is known of one callable: a snapshot over it, and a program (or None) for every kind of argument."""
+    """What is known of one callable: a snapshot over it, and a program (or None) for every kind of argument.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Attributes:
+        changes: how many recordings in a row changed what the callable sees. After `_PATIENCE` of them it is given up
+            until one of its modules changes between training and evaluation.
+    """
+
+    def __init__(self, snapshot: Snapshot, changes: int) -> None:
         self.snapshot = snapshot
+        self.changes = changes
         self.programs: dict[Hashable, Program | None] = {}
         self.sized: set[Hashable] = set()
+
+    def changed(self) -> None:
+        """Note that a recording changed what the callable sees."""
+        self.changes += 1
+        if self.given_up():
+            self.programs.clear()
+
+    def given_up(self) -> bool:
+        """Whether nothing is recorded any more."""
+        return self.changes >= _PATIENCE
+
+    def holds(self, roots: tuple[Any, ...]) -> bool:
+        """Whether what is known still is true."""
+        return self.snapshot.same_modes() if self.changes >= _PATIENCE else self.snapshot.holds(*roots)
 
 
 def _energy_score(call: Call) -> Symbol:
@@ -109,14 +134,17 @@ def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> 
     rows = min(x.shape[0], _ROWS)
     few = cond[:rows] if cond is not None and cond.shape[:1] == x.shape[:1] else cond
     try:
-        with _unnoticed(x.device):
+        roots = _roots(fn)
+        snapshot = Snapshot(*roots)
+        with snapshot.kept(*roots) as changed, _unnoticed(snapshot) as guard:
             point = torch.ones_like(x[:rows], requires_grad=x.requires_grad)
-            _, recorder = _recorded(fn, point, few, Snapshot(fn))
+            _, recorder = _recorded(fn, point, few, snapshot)
     except Exception as error:  # of the callable's own, on a part of the batch
         if "saved tensor hooks" in str(error):
             return "it uses torch.func, which cannot be recorded; torch.autograd.grad with create_graph=True can"
         return str(error)
-    return recorder.reason or (f"{recorder.lost} of x has no rule" if recorder.lost else "it is not a chain of layers")
+    found = guard.reason or recorder.reason or (changed and f"a call of it changes {', '.join(changed)}")
+    return found or (f"{recorder.lost} of x has no rule" if recorder.lost else "it is not a chain of layers")
 
 
 def _traced() -> bool:
@@ -157,7 +185,8 @@ def _readable(x: Tensor, cond: object) -> bool:
 
 def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
     """The cached program for fn and arguments like these, recorded where there is none."""
-    entry = _entry(fn)
+    roots = _roots(fn)
+    entry = _entry(roots)
     batch = x.shape[0]
     batched = cond is not None and cond.dim() > 0 and cond.shape[0] == batch
     rows = min(batch, _ROWS)
@@ -176,26 +205,37 @@ def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
         program = entry.programs[key]
         if program is None or not program.stale():
             return program
+    if entry.given_up():
+        return None
     if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         raise DeclinedError("another mode would see the calls made to record")
     few = cond[:rows] if cond is not None and batched else cond
-    program, sized = _record(fn, x[:rows], few, entry.snapshot) if key is signature else (None, True)
-    if sized:
-        entry.sized.add(signature)
-        key = (signature, x.shape)
-        if batch > rows or program is None:
-            program, _ = _record(fn, x, cond, entry.snapshot)
+    with entry.snapshot.kept(*roots) as changed:
+        program, sized = _record(fn, x[:rows], few, entry.snapshot) if key is signature else (None, True)
+        if sized:
+            entry.sized.add(signature)
+            key = (signature, x.shape)
+            if batch > rows or program is None:
+                program, _ = _record(fn, x, cond, entry.snapshot)
     if len(entry.programs) >= _SHAPES:
         entry.programs.clear()
-    if not entry.snapshot.holds():  # calling fn changed something that its code can see
+    if changed or not entry.snapshot.holds(*roots):
         program = None
+        entry.changed()
+    else:
+        entry.changes = 0
     entry.programs[key] = program
     return program
 
 
-def _entry(fn: Any) -> _Entry:
+def _roots(fn: Any) -> tuple[Any, ...]:
+    """What a callable is made of and lives as long as it does: a bound method is another one at every look."""
+    return (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn,)
+
+
+def _entry(roots: tuple[Any, ...]) -> _Entry:
     """The cache entry of a callable, as long as nothing it can see has changed."""
-    owner, part = (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn, None)
+    owner, part = roots[0], id(roots[-1])
     known = _cache.get(id(owner))
     if known is None or known[0]() is not owner:
         try:
@@ -204,8 +244,9 @@ def _entry(fn: Any) -> _Entry:
             raise UnwatchableError("a callable without weak references") from error
         known = _cache[id(owner)] = (reference, {})
     entry = known[1].get(part)
-    if entry is None or not entry.snapshot.holds():
-        entry = known[1][part] = _Entry(Snapshot(fn))
+    if entry is None or not entry.holds(roots):
+        changes = 0 if entry is None or entry.given_up() else entry.changes
+        entry = known[1][part] = _Entry(Snapshot(*roots), changes)
     return entry
 
 
@@ -224,39 +265,22 @@ def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tupl
         torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(device=x.device, dtype=x.dtype)
         for _ in range(2)
     ]
-    with _unnoticed(x.device) as drawn:
+    with _unnoticed(snapshot) as guard:
         try:
             program, recorder = _recorded(fn, points[0], cond, snapshot)
             sized = recorder.sized and program is not None
             if program is not None and not _agrees(program, fn, points[1].requires_grad_(x.requires_grad), cond):
                 program = None
         except Exception:  # fn failed on a part of the batch; on all of it, its own error will tell
-            return None, True
-        return (None if drawn() else program), sized
+            return None, guard.reason is None
+    return (program if guard.reason is None else None), sized
 
 
 @contextlib.contextmanager
-def _unnoticed(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Calls of fn that nobody asked for: they leave every random state, and a checkpoint's saved tensors, as they were.
-
-    Yields:
-        A function that tells whether random numbers have been drawn.
-    """
-    devices = [device] if device.type == "cuda" else []
-    python, legacy = random.getstate(), np.random.get_state()
-    states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-
-    def drawn() -> bool:
-        now = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-        same = all(torch.equal(a, b) for a, b in zip(states, now, strict=True)) and python == random.getstate()
-        return not (same and all(map(np.array_equal, legacy, np.random.get_state())))
-
-    try:
-        with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
-            yield drawn
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
+def _unnoticed(snapshot: Snapshot) -> Iterator[Guard]:
+    """Calls of fn that nobody asked for: they draw nothing and change no tensor that lasts, a checkpoint's included."""
+    with Guard(snapshot.tensors.values()) as guard, torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+        yield guard
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ _METADATA = frozenset(
 )
 _DETACHED = frozenset({"detach", "data", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"})
 _LIKE = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+_LASTING = frozenset({"backward", "register_hook", "__set__"})
 _FITTED = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 
 
@@ -148,6 +149,8 @@ class Recorder(TorchFunctionMode):
         symbols = [self.symbol(tensor) for tensor in tensors]
         given = pytree.tree_map_only(Tensor, self.symbol, (args, keywords))
         idle = _changes_nothing(func, args)
+        if name in _LASTING and not idle:
+            self.decline(f"{name} leaves a trace")
         result = func(*args, **keywords)
         if idle:
             return result
