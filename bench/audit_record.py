@@ -110,8 +110,8 @@ def _examine(number: int) -> tuple[int, Row, list[str], list[str]]:
     entry, again = _WANTED[number]
     row, lowered = entry.recorded(), entry.case.lowered(entry.architecture)
     told = {"lowered": lowered, "made_of": entry.case.made_of()}
-    known = row is not None and row["lowered"] == lowered != "" and record()["triton"] == triton.__version__
-    if row is not None and known and not again:
+    same = record()["triton"] == triton.__version__ and not again
+    if row is not None and same and row["lowered"] == lowered != "":
         return number, row | told, [], []
     report = entry.case.compile(entry.architecture)
     return number, report.figures() | told, report.faults(), entry.risen(report)

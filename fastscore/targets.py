@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks, noise
+from fastscore.ops.noise import looked_on
 
 Numbers: TypeAlias = Tensor | float | Sequence[float] | Sequence[Sequence[float]]
 
@@ -212,8 +213,7 @@ class GaussianMixture:
         kept = self._other
         if kept is None or kept[0].dtype != x.dtype or kept[0].device != x.device:
             kept = tuple(constant.to(x.device, x.dtype) for constant in self._exact)
-            transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-            if type(x) is Tensor and not (transformed or torch.is_inference_mode_enabled()):
+            if type(x) is Tensor and not (looked_on() or torch.is_inference_mode_enabled()):
                 self._other = kept  # for the next step: a copy to a GPU waits for all that is at work there
         return kept
 

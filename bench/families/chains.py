@@ -193,18 +193,17 @@ def check(case: Case, arrays: Arrays, found: Any, law: str, results: Sequence[Ar
     checks.same_mean(names, statistics(torch.cat([result["x"] for result in results]), arrays), mean, error)
 
 
-def _naive(case: Case, arrays: Arrays, replayed: bool = False, **compiled: Any) -> Call:
-    """`replayed`: what a step returns is overwritten by the next, as `mode="reduce-overhead"` has it."""
+def _naive(case: Case, arrays: Arrays, **compiled: Any) -> Call:
     step = stepper(case, score_of(case, arrays))
     chosen = torch.compile(step, **compiled) if compiled else step
-    if replayed:
-        fast = chosen
-
-        def chosen(x: Tensor) -> Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
-            return fast(x).clone()
-
+    if compiled.get("mode") == "reduce-overhead":  # whose replays write over what the step before returned
+        return lambda: {"x": run(functools.partial(_replayed, chosen), arrays["x"], case.settings["steps"])}
     return lambda: {"x": run(chosen, arrays["x"], case.settings["steps"])}
+
+
+def _replayed(step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    torch.compiler.cudagraph_mark_step_begin()
+    return step(x).clone()
 
 
 def _in_place(case: Case, arrays: Arrays) -> Call:
@@ -321,7 +320,7 @@ FAMILY = Family(
             functools.partial(_naive, mode="max-autotune-no-cudagraphs"), unfit=_unfit(2, NETWORK)
         ),
         "torch.compile, reduce-overhead": Provider(
-            functools.partial(_naive, replayed=True, mode="reduce-overhead"), unfit=_unfit(2, device="cuda")
+            functools.partial(_naive, mode="reduce-overhead"), unfit=_unfit(2, device="cuda")
         ),
         "CUDA graph of naive eager": Provider(_graph, unfit=_unfit(1, device="cuda")),
         "torchebm, LangevinDynamics": Provider(None, unfit=_unfit(1), package="torchebm"),

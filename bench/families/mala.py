@@ -140,6 +140,9 @@ FAMILY = Family(
             functools.partial(_ours, plain=True), unfit=chains._unfit(1, chains.MIXTURES)
         ),
         "torch.compile": Provider(functools.partial(_naive, mode="default")),
+        "CUDA graph of naive eager": Provider(
+            lambda case, arrays: networks.graphed(_naive(case, arrays)), unfit=networks.cuda_only
+        ),
         "JAX, lax.scan": Provider(None, package="jax"),
         "blackjax, mala": Provider(None, package="blackjax"),
     },

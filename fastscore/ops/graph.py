@@ -161,14 +161,7 @@ def _capture(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     side.wait_stream(current)
     with torch.cuda.stream(side):
         step()
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode(
-            "error"
-        )  # a step that waits for the device is refused before a capture breaks off
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
+        _without_waiting(step)
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # On the side stream: without one, torch takes that of the device on which it captured first.
@@ -178,6 +171,24 @@ def _capture(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     finally:
         torch.cuda.set_stream(current)  # a capture that breaks off leaves its own
     return graph.replay
+
+
+def _without_waiting(step: Callable[[], None]) -> None:
+    """Run the step.
+
+    Raises:
+        RuntimeError: it waits for the device, which would break a capture off and leave torch's state behind.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as told:  # not errors, which would be other threads' too
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    if any("called a synchronizing" in str(warning.message) for warning in told):
+        raise RuntimeError("it waits for the device")
 
 
 def _bits(k: int) -> int:

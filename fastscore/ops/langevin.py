@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastscore.ops import _cpu_chain, _dispatch, noise
+from fastscore.ops.noise import tensor
 from fastscore.reference import langevin as reference
 from fastscore.reference.philox import Stream
 
@@ -34,13 +35,6 @@ def langevin_step(
     if not _differentiated(x, score, step_size):  # to bind the arguments of a Function takes as long as a small step
         return _step(x, score, step_size, temperature, *counters)
     return LangevinStep.apply(x, score, tensor(step_size, x), tensor(temperature, x), *counters)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def tensor(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number as a tensor of what x is computed in; a tensor as it is."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=noise.computed(x.dtype), device=x.device)
 
 
 def _differentiated(*values: float | Tensor) -> bool:

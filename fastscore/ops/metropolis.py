@@ -16,7 +16,7 @@ from fastscore.reference.philox import Stream
 def accept(state: MalaState, to: Proposal, a: Tensor, seed: int, step: int, first_chain: int) -> MalaState:
     """As `fastscore.reference.metropolis.accept`, with the uniforms of a step's stream `ACCEPT`."""
     x = state.x
-    if x.numel() and not torch._C._are_functorch_transforms_active():
+    if x.numel() and not noise.looked_on():
         if (kernels := _dispatch.kernels("metropolis", x.device)) is not None:
             given = (*map(_rows, (*state, *to)), a.flatten() if a.dim() else a)
             return _shaped(kernels.accept(*given, seed, Stream.ACCEPT, step, first_chain), x)

@@ -22,7 +22,7 @@ def normal(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standard normals `[n, width]`; computed in float64 for float64, else in float32 and rounded."""
-    make = _normal_opaque if _looked_on() else _normal
+    make = _normal_opaque if looked_on() else _normal
     return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
@@ -30,7 +30,7 @@ def rademacher(
     n: int, width: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Signs +-1 `[n, width]`."""
-    make = _rademacher_opaque if _looked_on() else _rademacher
+    make = _rademacher_opaque if looked_on() else _rademacher
     return make(n, width, _signed(seed), stream, step, first_chain, dtype, device)
 
 
@@ -46,18 +46,18 @@ def uniform(
 def mixed(x: Tensor, alpha: float | Tensor, beta: float | Tensor, seed: int, stream: int, first_chain: int) -> Tensor:
     """`alpha x + beta e` for x `[n, D]` of float32 and the normals e of its rows; alpha, beta a number or `[n, 1]`."""
     if (kernels := _dispatch.kernels("noise", x.device)) is not None and len(x):
-        scales = (_filled(scale, x.device) for scale in (alpha, beta))
+        scales = (tensor(scale, x).to(x.device, torch.float32) for scale in (alpha, beta))
         return kernels.mixed(x, *scales, seed, stream, first_chain)  # type: ignore[no-any-return]
     n, width = x.shape
     e = normal(n, width, seed, stream, 0, first_chain, x.dtype, x.device)
     return alpha * x + beta * e
 
 
-def _filled(value: float | Tensor, device: torch.device) -> Tensor:
-    """In float32 on a device; a number is written there, for a copy would wait for all work before it."""
+def tensor(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number as a tensor of what x is computed in, written there (a copy would wait); a tensor as it is."""
     if isinstance(value, Tensor):
-        return value.to(device, torch.float32)
-    return torch.full((), value, dtype=torch.float32, device=device)
+        return value
+    return torch.full((), value, dtype=computed(x.dtype), device=x.device)
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:
@@ -112,7 +112,7 @@ def _fake(
     return torch.empty(n, width, dtype=dtype, device=device)
 
 
-def _looked_on() -> bool:
+def looked_on() -> bool:
     """Whether torch.compile traces, or torch.func wraps new tensors so that no kernel can take them."""
     return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.ops.langevin import tensor
-from fastscore.ops.noise import computed
+from fastscore.ops.noise import computed, tensor
 from fastscore.samplers import chain
 from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
 

@@ -15,6 +15,15 @@ def _finite(x):
     return tl.abs(x) < float("inf")
 
 
+@triton.jit
+def _loaded(x_ptr, score_ptr, to_x_ptr, to_score_ptr, at, mask):
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    s = tl.load(score_ptr + at, mask=mask, other=0.0)
+    to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)
+    to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)
+    return x, s, to_x, to_s
+
+
 @triton.jit(do_not_specialize=["first_chain", "key_low", "key_high", "step"])
 def accept_kernel(
     x_ptr,
@@ -54,10 +63,7 @@ def accept_kernel(
         feature = begin + tl.arange(0, FEATURES)[None, :]
         mask = there & (feature < n_features)
         at = start + (rows * n_features + feature)
-        x = tl.load(x_ptr + at, mask=mask, other=0.0)
-        s = tl.load(score_ptr + at, mask=mask, other=0.0)
-        to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)
-        to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)
+        x, s, to_x, to_s = _loaded(x_ptr, score_ptr, to_x_ptr, to_score_ptr, at, mask)
         if PER_FEATURE:
             a = tl.load(step_size_ptr + feature, mask=feature < n_features, other=1.0)
         forth = to_x - x - a * s
@@ -80,10 +86,7 @@ def accept_kernel(
         feature = begin + tl.arange(0, FEATURES)[None, :]
         mask = there & (feature < n_features)
         at = start + (rows * n_features + feature)
-        x = tl.load(x_ptr + at, mask=mask, other=0.0)
-        s = tl.load(score_ptr + at, mask=mask, other=0.0)
-        to_x = tl.load(to_x_ptr + at, mask=mask, other=0.0)
-        to_s = tl.load(to_score_ptr + at, mask=mask, other=0.0)
+        x, s, to_x, to_s = _loaded(x_ptr, score_ptr, to_x_ptr, to_score_ptr, at, mask)
         tl.store(out_x_ptr + at, tl.where(lost, float("nan"), tl.where(taken, to_x, x)), mask=mask)
         tl.store(out_score_ptr + at, tl.where(taken, to_s, s), mask=mask)
 

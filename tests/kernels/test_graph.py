@@ -6,6 +6,9 @@ state, step size and temperature have to live on the device.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -108,6 +111,22 @@ def test_an_empty_graph_is_found_however_small_the_step(scale, step_size, replay
             Network().to(device), scale * torch.randn(7, 3, device=device), step_size=step_size, n_steps=20
         )
     torch.testing.assert_close(made, true, rtol=1e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_step_that_waits_for_the_device_is_refused(waits, monkeypatch):
+    """As torch tells of it; whatever else it warns of does not matter."""
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step():
+        assert modes[-1] == "warn"
+        warnings.warn("called a synchronizing CUDA operation" if waits else "this and that", stacklevel=2)
+
+    with pytest.raises(RuntimeError, match="waits for the device") if waits else contextlib.nullcontext():
+        graph._without_waiting(step)
+    assert modes[-1] == "default"
 
 
 def test_a_ladder_of_noise_levels(replays, device):
