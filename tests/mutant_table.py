@@ -99,7 +99,7 @@ IN_THE_STEP = [
     Mutant(50, "triton: one step size for all", FUSED, "step_size_ptr + feature", "step_size_ptr", FUSED_STEP),
     Mutant(7, "triton: strides ignored", FUSED, "x.contiguous(), score.contiguous()", "x, score", FUSED_STEP),
     Mutant(25, "triton: the input written to", FUSED, "torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device)", "x", FUSED_STEP),
-    Mutant(12, "a step size rounded to float32", "fastscore/ops/langevin.py", "value, dtype=noise.computed(x.dtype)", "value, dtype=torch.float32", (L + "test_ula_after_k_steps_has_its_exact_law", "tests/ops/test_langevin.py")),
+    Mutant(12, "a step size rounded to float32", "fastscore/ops/noise.py", "value, dtype=computed(x.dtype)", "value, dtype=torch.float32", (L + "test_ula_after_k_steps_has_its_exact_law", "tests/ops/test_langevin.py")),
     Mutant(3, "triton: a grid of any size", "kernels/fastscore_kernels/launch.py", "programs >= 2**31", "programs >= 2**62", FUSED_STEP),
     Mutant(5, "triton: a masked load of anything", FUSED, "mask=feature < n_features, other=0.0", "mask=feature < n_features", RULES),
     Mutant(13, "triton: a product of any precision", "kernels/fastscore_kernels/chain_scores.py", "input_precision=PRECISION, out_dtype", "out_dtype", RULES),
