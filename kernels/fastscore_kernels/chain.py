@@ -114,8 +114,10 @@ def chain_kernel(
     x = turned(tl.load(x_ptr + offs, mask=there, other=0.0))
     first_bad = tl.full([BLOCK_CHAINS], -1, tl.int32)
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
-    start = 0
     for kept in range(n_kept + 1):
+        # Not carried from the loop's last turn: Triton (3.6, 3.7) takes what only bounds an inner loop for dead, and
+        # starts every inner loop where the first one did.
+        start = tl.where(kept > 0, burn_in + kept * thin, 0)
         stop = tl.where(kept < n_kept, burn_in + (kept + 1) * thin, n_steps)
         for k in tl.range(start, stop, disable_licm=True):
             level = (ladder_step + k) // steps_each
@@ -136,7 +138,6 @@ def chain_kernel(
         if kept < n_kept:
             offs_kept = row * n_kept * N_FEATURES + kept * N_FEATURES + column
             tl.store(kept_ptr + tl.max_contiguous(offs_kept, [1, 1]), turned(x), mask=there)
-        start = stop
     tl.store(out_ptr + offs, turned(x), mask=there)
     chain = tl.program_id(0).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)
     tl.store(first_bad_ptr + chain, first_bad, mask=chain < n_chains)
