@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LANES = ("plain", "interpreter", "audit")
+LANES = ("plain", "interpreter", "audit", "emulator")
 
 # Stands for python, ruff, mypy and lint-imports: notes its call, fails when the call contains $FAIL_ON.
 FAKE_TOOL = """#!/bin/sh
@@ -41,7 +41,7 @@ def make(checkout: Path, *arguments: str, fail_on: str = "never") -> tuple[int, 
     calls = checkout / "calls"
     calls.unlink(missing_ok=True)
     # Run by `make test`, these tests would otherwise hand its own variables on.
-    ours = {"ARGS", "JOBS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MARKS", "MFLAGS", "PYTHON"}
+    ours = {"ARGS", "JOBS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MARKS", "MFLAGS", "PART", "PYTHON"}
     inherited = {name: value for name, value in os.environ.items() if name not in ours}
     environment = inherited | {"CALLS": str(calls), "FAIL_ON": fail_on, "TRITON_INTERPRET": "1"}
     done = subprocess.run(["make", *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
@@ -53,7 +53,7 @@ def test_the_lanes_are_processes_of_their_own(checkout: Path) -> None:
     tests = [call for call in calls if "-m pytest" in call]
     assert status == 0
     assert len(tests) == len(LANES)
-    assert [call.startswith("1 ") for call in tests] == [False, True, False]  # the interpreter in its lane only
+    assert [call.startswith("1 ") for call in tests] == [False, True, False, False]  # the interpreter in its lane only
     assert all("not slow and not gpu" in call for call in tests)
     others = [call for call in calls if call not in tests]
     assert [call.split()[1] for call in others] == ["ruff", "ruff", "mypy", "lint-imports", "python"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,19 @@ CANARY = -7.25
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def emulated() -> Iterator[None]:
+    """With EMULATE=90 the kernels are compiled, and an emulator runs what the compiler made of them."""
+    if not os.environ.get("EMULATE"):
+        yield
+        return
+    from tests import emulator  # its Triton is the compiler's, which cannot share a process with the interpreter
+
+    with pytest.MonkeyPatch.context() as patch, emulator.installed(int(os.environ["EMULATE"])):
+        patch.setattr(fastscore._config, "interpreting", lambda: True)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +59,11 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "empty", empty)
     yield
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # it stays with the process: every later test would fail with it
+            pytest.exit(f"the GPU is lost: {error}", returncode=3)
     for buffer, n in buffers:
         assert (buffer[:MARGIN] == CANARY).all(), "a kernel wrote before its output"
         assert (buffer[MARGIN + n :] == CANARY).all(), "a kernel wrote past its output"
