@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import triton
+
 from bench.audit import Case
 
 # The pointers that only some networks have, by what they have.
@@ -63,7 +65,7 @@ def case(
     absent |= frozenset() if dual else _DUAL
     absent |= frozenset() if traced else _TRACE
     options = dict(entry["options"])
-    block = min(options.pop("BLOCK"), width)
+    block = min(options.pop("BLOCK"), max(16, triton.next_power_of_2(width)))
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     constants = {
         "D": dim,

@@ -51,19 +51,18 @@ def _metropolis() -> Iterator[Case]:
 
     pointers = [name for name in accept_kernel.arg_names if name.endswith("_ptr")]
     sizes = {name: type_ for name, type_ in _SIZES.items() if name != "n_groups"}
-    for dtype in ("fp32", "fp64"):
-        for features in (4096, 64, 2):
-            options = tiles(1 << 20, features)
-            warps = {"num_warps": options.pop("num_warps")}
-            yield Case(
-                name=f"metropolis {dtype} D={features}",
-                kernel=accept_kernel,
-                signature={**dict.fromkeys(pointers, f"*{dtype}"), **sizes, **_COUNTERS},
-                constexprs={"STREAM": 1, "PER_FEATURE": False, **options},
-                elements=options["ROWS"] * options["FEATURES"],
-                aligned=(*pointers, *(("n_features",) if features % 64 == 0 else ())),
-                options=warps,
-            )
+    for dtype, features, each in itertools.product(("fp32", "fp64"), (4096, 64, 2), (False, True)):
+        options = tiles(1 << 20, features)
+        warps = {"num_warps": options.pop("num_warps")}
+        yield Case(
+            name=f"metropolis {dtype} D={features}" + each * " a=D",
+            kernel=accept_kernel,
+            signature={**dict.fromkeys(pointers, f"*{dtype}"), **sizes, **_COUNTERS},
+            constexprs={"STREAM": 1, "PER_FEATURE": each, **options},
+            elements=options["ROWS"] * options["FEATURES"],
+            aligned=(*pointers, *(("n_features",) if features % 64 == 0 else ())),
+            options=warps,
+        )
 
 
 def _noise() -> Iterator[Case]:

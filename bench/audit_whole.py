@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -63,9 +64,14 @@ def case(
     absent: dict[Any, Any] = {} if shifted else {(places["shifts"], at): None for at in range(depth + 1)}
     absent |= {"turned": None} if energy and "turned" not in tuples else {}
     absent |= dict.fromkeys(missing)
+    counts = (width * dim, *(width**2,) * (depth - 1), *(width * dim,) * estimate)
+    begins = tuple(itertools.accumulate(counts, initial=0))  # where weights stand that are parts of one tensor
+    apart = precision == "tf32x3"
+    unaligned = {(places["weights"], at) for at in range(len(counts)) if apart and begins[at] % 8}
     columns = 4 if along else 0 if not traced or (energy and depth == 1) else dim
     options = dict(entry["options"])
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    within = ((places[name], at) for name in tuples for at in range(len(tuples[name])))
     kind = (" residual" if residual else "") + (" shifted" if shifted else "")
     kind += "" if traced else " score"
     kind += " normal" if along and probe == "normal" else ""
@@ -87,11 +93,11 @@ def case(
             "WIDTHS": (width,) * depth,
             "PHIS": (activation,) * depth,
             "RESIDUALS": tuple(residual and at > 0 for at in range(depth)),
-            "PRECISION": "bf16x6" if precision == "tf32x3" else precision,
-            "APART": width * dim * (1 + estimate) + (depth - 1) * width**2 if precision == "tf32x3" else 0,
+            "PRECISION": "bf16x6" if apart else precision,
+            "APART": begins[-1] if apart else 0,
             **options,
         },
         elements=options["COLUMNS"],
-        aligned=(*pointers, *((places[name], at) for name in tuples for at in range(len(tuples[name])))),
+        aligned=(*pointers, *(place for place in within if place not in unaligned)),
         options=launch,
     )

@@ -136,7 +136,7 @@ def chain_kernel(
             first_bad = tl.where(bad & (first_bad < 0), k, first_bad)
             x = tl.where((first_bad >= 0)[None, :], x, moved) if FREEZE else moved
         if kept < n_kept:
-            offs_kept = row * n_kept * N_FEATURES + kept * N_FEATURES + column
+            offs_kept = (row * n_kept + kept) * N_FEATURES + column
             tl.store(kept_ptr + tl.max_contiguous(offs_kept, [1, 1]), turned(x), mask=there)
     tl.store(out_ptr + offs, turned(x), mask=there)
     chain = tl.program_id(0).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)

@@ -54,7 +54,6 @@ def accept_kernel(
     rows = tl.arange(0, ROWS)[:, None]
     there = rows < n_chains - first
     start = first * n_features
-    a = tl.load(step_size_ptr)
     ratio = tl.zeros((ROWS, FEATURES), step_size_ptr.dtype.element_ty)
     steep = tl.zeros((ROWS, FEATURES), tl.int32)
     steep_there = tl.zeros((ROWS, FEATURES), tl.int32)
@@ -66,6 +65,8 @@ def accept_kernel(
         x, s, to_x, to_s = _loaded(x_ptr, score_ptr, to_x_ptr, to_score_ptr, at, mask)
         if PER_FEATURE:
             a = tl.load(step_size_ptr + feature, mask=feature < n_features, other=1.0)
+        else:
+            a = tl.load(step_size_ptr)
         forth = to_x - x - a * s
         back = x - to_x - a * to_s
         ratio += (forth * forth - back * back) / (4.0 * a)

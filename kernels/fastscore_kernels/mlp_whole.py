@@ -35,12 +35,15 @@ FAMILIES = {
 """The part of the launch table by form."""
 
 _HEAVY = {
-    "trace": ({"sine"}, 5),
-    "estimate": ({"sine"}, 5),
-    "energy": ({"gelu_tanh"}, 3),
-    "curvature": ({"gelu_tanh", "gelu", "softplus", "sine"}, 3),
+    "trace": {"sine": 5, "gelu_tanh": 6},
+    "estimate": {"sine": 5, "gelu_tanh": 6},
+    "energy": {"gelu_tanh": 3, "sine": 5, "softplus": 6, "softsign": 6},
+    "curvature": {"gelu_tanh": 3, "gelu": 3, "softplus": 3, "sine": 3, "softsign": 5},
 }
-"""By family, activations that take too many registers, from how many layers on."""
+"""By family, activations that take too many registers, each with the number of layers from which on."""
+
+_NARROW = 6
+"""The number of layers from which on addresses of widths that are no multiple of 8 take too many."""
 
 
 def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
@@ -49,13 +52,14 @@ def supported(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> bool:
     The family is "trace" or "energy", or along probes "estimate" or "curvature".
     """
     known = x.dtype == torch.float32 and set(mlp.activations) <= ACTIVATIONS
-    return known and fits(family, mlp.activations) and options(mlp, x, narrow, family) is not None
+    return known and fits(family, mlp.activations, mlp.widths) and options(mlp, x, narrow, family) is not None
 
 
-def fits(family: str, activations: tuple[str, ...]) -> bool:
-    """Whether activations leave the registers that the table counts on; a few take more than the others."""
-    heavy, depth = _HEAVY[family]
-    return len(activations) < depth or not heavy & set(activations)
+def fits(family: str, activations: tuple[str, ...], widths: tuple[int, ...]) -> bool:
+    """Whether activations and widths leave the registers that the table counts on; a few take more than the others."""
+    depth = len(activations)
+    even = depth < _NARROW or not any(width % 8 for width in widths)
+    return even and all(depth < _HEAVY[family].get(activation, depth + 1) for activation in activations)
 
 
 def options(mlp: Any, x: torch.Tensor, narrow: bool, family: str) -> dict[str, int] | None:

@@ -17,6 +17,7 @@ from fastscore.reference.mlp import MLP
 from fastscore_kernels import mlp_whole, table
 
 OPERATIONS = [f"{family}_{name}" for family in ("mlp", "dual") for name in ("forward", "upper", "lower")]
+HEAVIEST = ("gelu_tanh", "sine", "gelu", "softplus", "softsign", "tanh")  # activations by the registers they take
 
 
 @pytest.mark.slow
@@ -27,13 +28,52 @@ def test_every_activation_fits(activation, operation, architecture):
     """The table was chosen with SiLU (and GELU, for whole networks); the others may not spill in its tiles either."""
     module = audit_mlp if operation in OPERATIONS else audit_whole
     family, _, depth = operation.partition("_")
-    if module is audit_whole and not mlp_whole.fits(family, (activation,) * int(depth)):
+    if module is audit_whole and not mlp_whole.fits(family, (activation,) * int(depth), ()):
         pytest.skip("declined")
     for entry in module.entries():
         narrow = module is audit_whole or entry["dim"] == 16
         if entry["operation"] == operation and architecture in entry["architectures"] and narrow:
             case = module.case(entry, activation=activation)
             assert not case.compile(architecture).faults(), case.name
+
+
+def test_what_takes_too_many_registers_is_declined():
+    """Networks of which one layer's activation is heavy at their depth, or of six layers of widths that are odd."""
+    assert mlp_whole.fits("trace", ("gelu_tanh",) * 5, (65,) * 5)
+    assert not mlp_whole.fits("trace", (*("silu",) * 5, "gelu_tanh"), (64,) * 6)
+    assert mlp_whole.fits("trace", ("silu",) * 6, (64,) * 6)
+    assert not mlp_whole.fits("trace", ("silu",) * 6, (*(64,) * 5, 65))
+
+
+def sizes(entry, architecture):
+    """The smallest sizes that the table gives an entry, odd ones, of the samples alone too, and the largest."""
+    same = [e for e in table.entries() if all(e[key] == entry[key] for key in ("operation", "precision"))]
+    tried = list(itertools.takewhile(lambda e: e != entry, (e for e in same if architecture in e["architectures"])))
+    width, dim = entry["width"], entry["dim"]
+    least = itertools.product((1, *(e["width"] + 1 for e in tried)), (1, *(e["dim"] + 1 for e in tried)))
+    left = [(h, d) for h, d in least if not any(h <= e["width"] and d <= e["dim"] for e in tried)]
+    small = min((h, d) for h, d in left if h <= width and d <= dim)
+    return small, (width - 1, dim - 1), (width, dim - 1), (width, dim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("operation", [*OPERATIONS, *dict.fromkeys(e["operation"] for e in audit_whole.entries())])
+def test_the_heaviest_network_fits_at_every_size(operation, architecture):
+    """Residual and shifted, with the activation that takes the most registers of those that are not declined."""
+    family, _, depth = operation.partition("_")
+    for module in (audit_mlp, audit_whole):
+        for entry in module.entries():
+            if entry["operation"] != operation or architecture not in entry["architectures"]:
+                continue
+            for width, dim in sizes(entry, architecture):
+                activation, asked = "gelu_tanh", {"residual": family == "mlp"}
+                if module is audit_whole:
+                    fitting = (a for a in HEAVIEST if mlp_whole.fits(family, (a,) * int(depth), (width,)))
+                    activation, asked = next(fitting, None), {"residual": True, "shifted": True}
+                if activation is not None:
+                    case = module.case({**entry, "width": width, "dim": dim}, activation=activation, **asked)
+                    assert not case.compile(architecture).faults(), case.name
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "trace_3", "estimate_3", "energy_3", "curvature_2"])

@@ -138,12 +138,58 @@ def test_faults_are_found():
     assert audit.Amd(shared=65 * 1024, spilled=1).faults() == ["spills", "more shared memory than there is"]
 
 
-def test_hazards_are_found():
+NARROW = {
+    "rows": """
+    %1 = tt.get_program_id x : i32
+    %2 = arith.divsi %1, %blocks : i32
+    %3 = arith.muli %2, %n_features : i32
+    %4 = tt.addptr %x_ptr, %3 : !tt.ptr<f32>, i32""",
+    "rows from a loop": """
+    %1:2 = scf.for %k = %c0_i32 to %n_rows step %c1_i32 iter_args(%x = %cst, %at = %c0_i32) -> (f32, i32)  : i32 {
+      %2 = arith.muli %at, %n_features : i32
+      %3 = arith.extsi %2 : i32 to i64
+      %4 = tt.addptr %x_ptr, %3 : !tt.ptr<f32>, i64
+      scf.yield %x, %k : f32, i32
+    }""",
+    "samples": """
+    %c2_i32 = arith.constant 2 : i32
+    %1 = arith.muli %n_chains, %c2_i32 : i32
+    %2 = tt.splat %1 : i32 -> tensor<32xi32>
+    %3 = tt.addptr %x_ptr, %2 : tensor<32x!tt.ptr<f32>>, tensor<32xi32>""",
+    "blocks": """
+    %1 = tt.get_program_id y : i32
+    %2 = arith.muli %1, %n_features : i32
+    %3 = tt.addptr %x_ptr, %2 : !tt.ptr<f32>, i32""",
+}
+WIDE = {
+    "rows": NARROW["rows"].replace("%2, %n_features : i32", "%2, %n_features : i64"),
+    "no address": NARROW["samples"].replace("tt.addptr %x_ptr, %2", "arith.cmpi slt, %n_features, %2"),
+    "columns": """
+    %1 = tt.get_program_id x : i32
+    %2 = arith.remsi %1, %blocks : i32
+    %3 = arith.muli %2, %n_features : i32
+    %4 = tt.addptr %x_ptr, %3 : !tt.ptr<f32>, i32""",
+    "blocks": """
+    %c64_i32 = arith.constant 64 : i32
+    %1 = tt.get_program_id y : i32
+    %2 = arith.muli %1, %c64_i32 : i32
+    %3 = tt.addptr %x_ptr, %2 : !tt.ptr<f32>, i32""",
+}
+
+
+@pytest.mark.parametrize("ttir", [pytest.param(ttir, id=name.replace(" ", "-")) for name, ttir in NARROW.items()])
+def test_rows_of_32_bits_are_found(ttir):
+    """Whatever they went through on their way to an address."""
+    assert audit.hazards(ttir) == ["a row's number in 32 bits"]
+
+
+@pytest.mark.parametrize("ttir", [pytest.param(ttir, id=name.replace(" ", "-")) for name, ttir in WIDE.items()])
+def test_what_fits_32_bits_is_no_hazard(ttir):
+    assert not audit.hazards(ttir)
+
+
+def test_products_of_another_precision_are_found():
     """In Triton's own terms, as it would say them."""
-    narrow = "%1 = tt.get_program_id x : i32\n%2 = arith.divsi %1, %a : i32\n%3 = arith.muli %2, %b : i32"
-    wide = narrow.replace("%3 = arith.muli %2", "%3 = arith.extsi %2 : i32 to i64\n%4 = arith.muli %3")
-    assert audit.hazards(narrow) == ["a row's number in 32 bits"]
-    assert not audit.hazards(wide)
     product = "%5 = tt.dot %3, %4, %0, inputPrecision = tf32 : tensor<16x16xf32> * tensor<16x16xf32>"
     narrower = "%5 = tt.dot %3, %4, %0 : tensor<16x16xbf16> * tensor<16x16xbf16> -> tensor<16x16xf32>"
     assert not audit.hazards(product) + audit.hazards(product, "tf32") + audit.hazards(narrower, "bf16x6")
