@@ -4,6 +4,7 @@
 PYTHON ?= python3
 JOBS   ?= 2
 ARGS   ?=
+PART   ?= 0/24
 MARKS  ?= not slow and not gpu
 
 VENV  := .venv
@@ -15,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workstea
 
 # Triton reads this at import, so that its interpreter and its compiler cannot share a process: one lane each.
 unexport TRITON_INTERPRET
-LANES := lint plain interpreter audit
+LANES := lint plain interpreter audit emulator
 
 .PHONY: help demo test test-full $(LANES) style types layers bench rivals mutants gpu clean
 
@@ -30,7 +31,7 @@ test: ## lint and every test that is quick, in all lanes
 	@$(MAKE) --no-print-directory --keep-going $(LANES)
 
 test-full: ## the same with the slow tests
-	@$(MAKE) --no-print-directory --keep-going $(LANES) MARKS="not gpu"
+	@$(MAKE) --no-print-directory --keep-going $(LANES) MARKS="not gpu" PART=0/1
 
 lint: style types layers ## ruff, mypy, import-linter
 
@@ -54,6 +55,9 @@ audit: $(READY) ## lane 3: the kernels, compiled ahead of time for GPUs that nee
 	$(PYTEST) tests/audit $(ARGS)
 	$(BIN)/python -m bench.roofline
 
+emulator: $(READY) ## lane 4: the kernels compiled, and run in an emulator; of the tests the k-th of n parts, PART=k/n
+	EMULATE=90 SHARD=$(PART) $(PYTEST) tests/kernels $(ARGS)
+
 mutants: $(READY) ## break one line at a time, and see that a test fails
 	$(BIN)/python tests/mutants.py $(ARGS)
 
@@ -65,14 +69,35 @@ rivals: $(READY) ## JAX, torchebm, blackjax, folx, jet-for-pytorch and curvlinop
 
 # A GPU machine often has its own PyTorch and no network, so this uses PYTHON as it is, from the bare checkout. Its
 # versions are not the pinned ones: their warnings are shown (-W default), not raised. Compiling the kernels is most of
-# the tests' time, so that eight processes do it where there is pytest-xdist.
+# the tests' time, so that as many processes as there are cores, SHARDS at the most, take their part of them each (5: of
+# nothing). What the tests leave of SECONDS is the benchmark's. Everything is written to DEST, if $OUT names a folder
+# there.
+DEST    ?= $(or $(OUT),bench/results)
+SHARDS  ?= 16
+SECONDS ?= 460
+
 gpu: export PYTHONPATH := .:kernels
 gpu: ## the kernel tests, then the benchmark, on a GPU, with the machine's own Python
 	@$(PYTHON) -c 'import pytest' || { echo 'make gpu: $(PYTHON) has no pytest; install it, or name another PYTHON=' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo 'make gpu: torch of $(PYTHON) sees no CUDA device' >&2; exit 1; }
-	$(PYTHON) -m pytest -q -W default -m "not slow" $$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) tests/kernels $(ARGS)
-	$(PYTHON) -m bench --device cuda
+	@mkdir -p '$(DEST)'; begun=$$(date +%s); failed=0; ran=0; k=0; pids=; \
+	n=$$(getconf _NPROCESSORS_ONLN); [ "$$n" -le $(SHARDS) ] || n=$(SHARDS); \
+	while [ $$k -lt $$n ]; do \
+		SHARD=$$k/$$n timeout -k 10 270 $(PYTHON) -m pytest -q -W default -m "not slow" -p no:cacheprovider \
+			-o faulthandler_timeout=60 --junitxml='$(DEST)'/gpu-tests-$$k.xml tests/kernels $(ARGS) \
+			> '$(DEST)'/gpu-tests-$$k.log 2>&1 & \
+		pids="$$pids $$!"; k=$$((k + 1)); \
+	done; k=0; \
+	for pid in $$pids; do \
+		wait $$pid; status=$$?; \
+		case $$status in 0) ran=1;; 5) ;; *) failed=1;; esac; \
+		echo "gpu-tests-$$k: status $$status, $$(tail -n 1 '$(DEST)'/gpu-tests-$$k.log)"; k=$$((k + 1)); \
+	done; \
+	[ $$ran = 1 ] || failed=1; \
+	left=$$(($(SECONDS) - $$(date +%s) + begun)); echo "tests: failed=$$failed; $$left s for the benchmark"; \
+	timeout -k 10 $$left $(PYTHON) -m bench --device cuda --budget $$((left - 20)) --out '$(DEST)'/cuda.json || failed=1; \
+	exit $$failed
 
 clean: ## remove .venv and everything built or cached here
 	rm -rf $(VENV) build dist out *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis \

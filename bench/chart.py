@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from bench.report import SAMPLING
 
 CURVES = {
     "fastscore, exact": "fastscore, exact",
@@ -19,13 +22,7 @@ CURVES = {
     "vmap(jacrev)": "vmap(jacrev)",
     "JAX, jacrev": "JAX, jacrev",
 }
-BARS = {
-    "fastscore": "fastscore",
-    "torch.compile": "torch.compile",
-    "JAX, lax.scan": "JAX, lax.scan",
-    "torchebm, LangevinDynamics": "torchebm",
-    "blackjax, overdamped Langevin": "blackjax",
-}
+BARS = {name.strip("`"): SAMPLING[name] for name in ("fastscore", "`torch.compile`", "JAX", "torchebm", "blackjax")}
 COLOURS = {"fastscore": "#c0392b"}
 GREYS = ("#34495e", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#f39c12")
 
@@ -40,9 +37,16 @@ def shown(results: dict[str, Any]) -> dict[str, Any]:
                 if name in case["rows"]:
                     curves[name].append([s["D"], case["rows"][name]["ratio"]])
     chains = [case for case in results["cases"] if case["family"] == "chains" and case["headline"]]
-    bars = {case["name"]: {n: r["ratio"] for n, r in case["rows"].items() if n in BARS} for case in chains}
+    bars = {case["name"]: dict(_best(case["rows"])) for case in chains}
     machine = {name: results["machine"][name] for name in ("device", "threads", "date")}
     return {"curves": {name: sorted(points) for name, points in curves.items()}, "bars": bars, "machine": machine}
+
+
+def _best(rows: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Bars of a case, each of the best of its forms."""
+    for label, forms in BARS.items():
+        if ratios := [rows[name]["ratio"] for name in forms if name in rows]:
+            yield label, min(ratios)
 
 
 def results_batch(results: dict[str, Any]) -> int:
@@ -124,7 +128,7 @@ def _bars(axes: Any, bars: dict[str, dict[str, float]]) -> None:
             [1 / ratio for _, ratio in found],
             height,
             color=_colour(name, index),
-            label=BARS[name],
+            label=name,
             align="edge",
         )
     axes.axvline(1, color="black", linewidth=0.6, linestyle=":")

@@ -3,11 +3,13 @@
 On a CPU, a turn is two runs of which the second is timed: it finds the pages, the caches and the threads as its own
 first run left them, not as another contender did. A page that nobody has touched for seconds may have gone back to the
 host of a virtual machine, which the first run then pays for. On a GPU, a turn is several runs between two events each,
-the second-level cache overwritten before each, and its median.
+the second-level cache overwritten and waited for before each, so that launching counts, and their median.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import platform
 import statistics
@@ -61,11 +63,15 @@ def turn_on_gpu(call: Callable[[], object], cuda: Any) -> float:
     start = time.perf_counter()
     call()
     cuda.synchronize()
-    n = 3 if time.perf_counter() - start > LONG / 4 else 10
+    first = time.perf_counter() - start
+    if first > LONG / 4:
+        return first
+    n = max(3, min(10, int(LONG / 4 / first)))
     flush = torch.empty(_FLUSH, dtype=torch.int8, device="cuda" if cuda is torch.cuda else "cpu")
     events = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in range(n)]
     for begin, end in events:
         flush.zero_()
+        cuda.synchronize()  # or the calls would be launched while the cache is overwritten, for nothing
         begin.record()
         call()
         end.record()
@@ -73,11 +79,22 @@ def turn_on_gpu(call: Callable[[], object], cuda: Any) -> float:
     return 1e-3 * statistics.median(begin.elapsed_time(end) for begin, end in events)
 
 
-def race(turns: Mapping[str, Callable[[], float]], base: str, seconds: float) -> dict[str, list[float]]:
+def kept(name: str, error: Exception) -> None:
+    """Nobody is dropped."""
+    raise error
+
+
+def race(
+    turns: Mapping[str, Callable[[], float]],
+    base: str,
+    seconds: float,
+    drop: Callable[[str, Exception], None] = kept,
+) -> dict[str, list[float]]:
     """Seconds of every turn of every contender, those of the first rounds first.
 
     Each round begins with the next contender. Everybody has the same share of `seconds`: whoever has used it up leaves
     after the least number of rounds, so that a slow contender does not cost a fast one its rounds; `base` is in all.
+    Whoever raises an error, but for `base`, is out: `drop` is told, and takes the turn away.
     """
     times: dict[str, list[float]] = {name: [] for name in turns}
     used = dict.fromkeys(turns, 0.0)
@@ -90,7 +107,13 @@ def race(turns: Mapping[str, Callable[[], float]], base: str, seconds: float) ->
         for name in names[first:] + names[:first]:
             if name in racing or name == base:
                 begun = time.perf_counter()
-                times[name].append(turns[name]())
+                try:
+                    times[name].append(turns[name]())
+                except Exception as error:
+                    if name == base:
+                        raise
+                    del times[name]
+                    drop(name, error)
                 used[name] += time.perf_counter() - begun
     return times
 
@@ -161,7 +184,18 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "date": datetime.now(tz=timezone.utc).date().isoformat(),
         "commit": _commit(),
     }
-    return found | ({"cuda": torch.version.cuda} if device == "cuda" else {})
+    return found | (_of_cuda() if device == "cuda" else {})
+
+
+def _of_cuda() -> dict[str, Any]:
+    """The versions that kernels on a GPU depend on, and in what matrices are multiplied."""
+    found = {"cuda": torch.version.cuda, "products": torch.get_float32_matmul_precision()}
+    with contextlib.suppress(ImportError):
+        found["triton"] = importlib.import_module("triton").__version__
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return found
 
 
 def _commit() -> str:

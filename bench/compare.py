@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,7 +23,9 @@ DISTURBED = 0.05
 """The share of the machine that others may have; an idle one gives them a hundredth."""
 
 
-def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seconds: float) -> dict[str, Any]:
+def compare(
+    family: Family, case: Case, device: str, rivals: Rivals | None, seconds: float, patience: float = math.inf
+) -> dict[str, Any]:
     """One case's row of the results: what was raced, refused and not run, and why.
 
     Args:
@@ -30,30 +34,41 @@ def compare(family: Family, case: Case, device: str, rivals: Rivals | None, seco
         device: "cpu" or "cuda".
         rivals: the other environment's worker; None leaves its providers out.
         seconds: for the race.
+        patience: after so many seconds no further provider is built, but for the base and fastscore's.
     """
+    begun = time.monotonic()
     arrays = family.inputs(case, device)
     torch.manual_seed(20)  # the checks draw the same in every run, and nothing that the inputs were made of
     reference = family.reference(case, arrays)
     turns: Turns = {}
     refused: dict[str, str] = {}
     not_run: dict[str, str] = dict(family.never)
+
+    def drop(name: str, error: Exception) -> None:
+        turns.pop(name, None)
+        not_run[name] = str(error) if isinstance(error, NotRunError) else quoted(error)
+        traceback.clear_frames(error.__traceback__)  # which hold what it was made of
+        if not isinstance(error, NotRunError):
+            emptied(device)
+
     for name, provider in family.providers.items():
         try:
+            if time.monotonic() > begun + patience and name != family.base and not name.startswith("fastscore"):
+                raise NotRunError("no time was left for it")
             turns[name] = admit(family, case, arrays, reference, name, provider, rivals)
         except WrongError as error:
             refused[name] = str(error)
-        except NotRunError as error:
-            not_run[name] = str(error)
         except Exception as error:  # of torch.compile, mostly: what it says is a result, too
-            not_run[name] = quoted(error)
+            drop(name, error)
     if family.base not in turns:
         raise RuntimeError(f"{case.name}: no {family.base}: {refused | not_run}")
     others = clock.Others([os.getpid()] + ([rivals.process.pid] if rivals and rivals.process else []))
-    rows = clock.compare(clock.race(turns, family.base, seconds), family.base)
+    rows = clock.compare(clock.race(turns, family.base, seconds, drop), family.base)
     disturbed = others.share()
     for name, row in rows.items():
         row |= {"seconds_per_unit": clock.rounded(row["seconds"] / case.units), "law": family.providers[name].law}
-    del turns, arrays
+    turns.clear()
+    del arrays
     release(device)
     described = {
         "family": family.name,
@@ -115,6 +130,11 @@ def _turn(call: Call, device: str) -> float:
 def release(device: str) -> None:
     """Forget what was compiled and kept for a case."""
     torch.compiler.reset()
+    emptied(device)
+
+
+def emptied(device: str) -> None:
+    """Give back the memory that nobody holds any more."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -141,17 +161,22 @@ def table(result: dict[str, Any]) -> Iterable[str]:
 
 
 class Budget:
-    """How much time there is, and how much of what the cases ask for they get."""
+    """How much time there is, and how much of what the cases ask for they get.
 
-    def __init__(self, seconds: float, quick: bool) -> None:
+    Args:
+        seconds: for everything.
+        wanted: by the races of all cases, which get half the time at the most; None for races as short as can be.
+    """
+
+    def __init__(self, seconds: float, wanted: float | None) -> None:
         self.end = time.monotonic() + seconds
-        self.quick = quick
+        self.share = 0.0 if wanted is None else min(1.0, 0.5 * seconds / max(wanted, 1e-9))
 
     def race(self, case: Case) -> float:
         """Seconds that a case's race gets."""
-        return 0.0 if self.quick else case.seconds
+        return self.share * case.seconds
 
     @property
-    def spent(self) -> bool:
-        """Whether the time is up."""
-        return time.monotonic() > self.end
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return self.end - time.monotonic()

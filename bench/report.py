@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.registry import families
+
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "results"
 CHART = ROOT / "docs" / "benchmark.svg"
@@ -31,6 +33,12 @@ TRAINING = {
     "Hutchinson, JAX `jvp`": ("JAX, Hutchinson by jvp",),
     "Hutchinson, double backward": ("sliced score matching, double backward",),
     "denoising, fastscore": ("fastscore, denoising",),
+    "denoising, `torch.compile`": (
+        "torch.compile of denoising",
+        "torch.compile of denoising, noise drawn outside",
+        "torch.compile of denoising, reduce-overhead",
+    ),
+    "denoising, CUDA graph": ("CUDA graph of denoising",),
 }
 SAMPLING = {
     "fastscore": ("fastscore",),
@@ -38,8 +46,14 @@ SAMPLING = {
         "fastscore, a score it does not know",
         "fastscore, a density it does not know",
     ),
-    "`torch.compile`": ("torch.compile", "torch.compile of torch.randn"),
-    "CUDA graph": ("CUDA graph of naive eager",),
+    "`torch.compile`": (
+        "torch.compile",
+        "torch.compile, noise drawn outside",
+        "torch.compile, max-autotune",
+        "torch.compile, reduce-overhead",
+        "torch.compile of torch.randn",
+    ),
+    "CUDA graph": ("CUDA graph of naive eager", "CUDA graph of torch.compile"),
     "JAX": ("JAX, lax.scan", "JAX", "JAX, threefry"),
     "torchebm": ("torchebm, LangevinDynamics",),
     "blackjax": ("blackjax, overdamped Langevin", "blackjax, mala"),
@@ -65,11 +79,14 @@ def _two_digits(figure: float) -> str:
 def cells(row: dict[str, Any], columns: dict[str, Sequence[str]], inverse: bool) -> list[str]:
     """The ratios of a case under the columns, empty where there is none; `inverse` as so many times as fast.
 
+    Of a column's several forms the best is told.
     Quartiles that are more than a quarter apart are told with it.
     """
     found = []
     for names in columns.values():
-        rows = [row["rows"][name] for name in names if name in row["rows"]]
+        rows = sorted((row["rows"][name] for name in names if name in row["rows"]), key=lambda found: found["ratio"])[
+            :1
+        ]
         figures = [rows[0]["ratio"], *rows[0]["spread"]] if rows else []
         ratio, *ends = [_two_digits(1 / figure if inverse else figure) for figure in figures] or [""]
         wide = bool(rows) and rows[0]["spread"][1] > WIDE * rows[0]["spread"][0]
@@ -169,8 +186,17 @@ def not_run(results: Results) -> list[str]:
         for name, reason in case["not_run"].items():
             if not reason.startswith(("left out", "too ", "not for", "for CPUs")):
                 told.setdefault((name, " ".join(reason.split()).rstrip(".")), []).append(case["family"])
-    left = [f"- No time for {', '.join(results['not_reached'])}."] if results.get("not_reached") else []
+    left = [f"- No time for {'; '.join(results['not_reached'])}."] if results.get("not_reached") else []
+    left += [f"- Failed: {name}: {why}" for name, why in results.get("failed", {}).items()]
+    left += [f"- Newer than this record: {'; '.join(absent)}."] if (absent := lacking(results)) else []
     return left + [f"- {name}: {why} ({', '.join(sorted(set(families)))})" for (name, why), families in told.items()]
+
+
+def lacking(results: Results) -> list[str]:
+    """Cases that there are now and that the record does not speak of."""
+    spoken = {case["name"] for case in results["cases"]} | {*results.get("not_reached", ()), *results.get("failed", ())}
+    device = "cuda" if "cuda" in results["machine"] else "cpu"
+    return [case.name for family in families() for case in family.cases(device) if case.name not in spoken]
 
 
 def memory(results: Results) -> list[str]:

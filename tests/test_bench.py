@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +19,11 @@ import numpy as np
 import pytest
 import torch
 
+import fastscore
 from bench import __main__ as command
 from bench import chart, clock, compare, memory, prose, report
-from bench.families import chains, networks, noise, steps, training
+from bench import rivals as rivals_of
+from bench.families import chains, mala, networks, noise, steps, training
 from bench.registry import NotRunError, Provider, WrongError, families
 from bench.rivals import Rivals, worker
 
@@ -159,6 +163,19 @@ def test_a_wide_spread_is_told() -> None:
     columns = {"ours": ("fastscore",), "JAX": ("JAX",), "none": ("torchebm",)}
     assert report.cells({"rows": rows}, columns, inverse=True) == ["2 (1.7 to 2.5)", "1.2", ""]
     assert report.cells({"rows": rows}, columns, inverse=False) == ["0.5 (0.4 to 0.6)", "0.8", ""]
+    assert report.cells({"rows": rows}, {"best": ("JAX", "fastscore")}, inverse=False) == ["0.5 (0.4 to 0.6)"]
+
+
+def test_what_a_record_does_not_speak_of_is_told() -> None:
+    case, *others = (case.name for family in families() for case in family.cases("cuda"))
+    failed, reached, *rest = others
+    record = {"machine": {"cuda": "13"}, "not_reached": [reached], "failed": {failed: "it broke"}}
+    told = report.not_run(record | {"cases": [{"name": case, "family": "f", "not_run": {}}]})
+    assert told == [
+        f"- No time for {reached}.",
+        f"- Failed: {failed}: it broke",
+        f"- Newer than this record: {'; '.join(rest)}.",
+    ]
 
 
 def test_a_gpu_is_timed_between_events_with_its_cache_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +195,138 @@ def test_a_gpu_is_timed_between_events_with_its_cache_flushed(monkeypatch: pytes
     monkeypatch.setattr(clock, "_FLUSH", 64)
     cuda = SimpleNamespace(Event=Event, synchronize=lambda: log.append("wait"))
     seconds = clock.turn_on_gpu(lambda: log.append("call"), cuda)
-    assert log == ["call", "wait", *["event", "call", "event"] * 10, "wait"]
+    assert log == ["call", "wait", *["wait", "event", "call", "event"] * 10, "wait"]
     assert seconds == pytest.approx(3e-3)
+
+
+def test_who_breaks_in_the_race_is_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+
+    def breaking(case, arrays):
+        def call():
+            if next(calls) > 3:
+                raise RuntimeError("CUDA out of memory")
+            return training.FAMILY.providers["fastscore, exact"].build(case, arrays)()
+
+        return call
+
+    planted = {"denoising, eager": training.FAMILY.providers["denoising, eager"], "breaking": Provider(breaking)}
+    emptied: list[str] = []
+    monkeypatch.setattr(compare, "emptied", emptied.append)
+    found = compare.compare(dataclasses.replace(training.FAMILY, providers=planted), SMALL, "cpu", None, 0.0)
+    assert set(found["rows"]) == {"denoising, eager"} and found["rows"]["denoising, eager"]["rounds"] >= 1
+    assert found["not_run"]["breaking"] == "RuntimeError: CUDA out of memory"
+    assert emptied == ["cpu", "cpu"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        clock.race({"base": breaking(SMALL, {}), "other": lambda: 1.0}, "base", 0.0)
+
+
+def test_a_case_out_of_time_builds_the_base_and_fastscore_only() -> None:
+    found = compare.compare(training.FAMILY, SMALL, "cpu", None, 0.0, patience=-1.0)
+    assert set(found["rows"]) == {name for name in training.FAMILY.providers if name.startswith("fastscore")} | {
+        "denoising, eager"
+    }
+    assert found["not_run"]["sliced score matching, double backward"] == "no time was left for it"
+
+
+def test_races_share_half_of_the_time_there_is() -> None:
+    case = noise.cases("cpu")[0]
+    assert compare.Budget(100.0, 10.0).race(case) == case.seconds
+    assert compare.Budget(100.0, 500.0).race(case) == pytest.approx(0.1 * case.seconds)
+    assert compare.Budget(100.0, None).race(case) == 0.0
+
+
+def test_a_broken_gpu_takes_one_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child ends in the second of three cases; the next one goes on behind it with what is left of the time."""
+    path, budgets = tmp_path / "cuda.json", []
+
+    def child(command: list[str], **options: object) -> SimpleNamespace:
+        assert "--resume" in command and command[command.index("--out") + 1] == str(path)
+        budgets.append(float(command[-1]))
+        found = json.loads(path.read_text()) if path.exists() else {"cases": [], "failed": {}}
+        for name in "abc":
+            if name in [*found["cases"], *found["failed"]]:
+                continue
+            if name == "b":
+                path.write_text(json.dumps(found | {"running": name}))
+                return SimpleNamespace(returncode=-11)
+            found["cases"].append(name)
+        path.write_text(json.dumps(found))
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(command.subprocess, "run", child)
+    assert command.main(["--device", "cuda", "--budget", "50", "--out", str(path)]) == 1
+    assert json.loads(path.read_text()) == {"cases": ["a", "c"], "failed": {"b": "its process ended with status -11"}}
+    assert len(budgets) == 2 and 50 >= budgets[0] > budgets[1]
+
+
+def test_a_run_is_taken_up_where_it_broke(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    arguments = ["--only", "one step of 16", "--quick", "--out", str(path), "--resume"]
+    earlier = {"machine": {"minutes": 2.0}, "cases": [], "memory": [], "not_reached": ["x"], "running": "one step"}
+    path.write_text(json.dumps(earlier | {"failed": {"one step of 16 x 64": "its process ended with status -11"}}))
+    assert command.main(arguments) == 1
+    found = json.loads(path.read_text())
+    assert not found["cases"] and not found["not_reached"] and "running" not in found
+    assert found["machine"]["minutes"] >= 2.0 and found["machine"]["device"]
+
+
+def test_a_capture_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[object] = []
+    stream, current = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(2))
+
+    @contextlib.contextmanager
+    def entered(*_: object):
+        yield
+
+    fake = {"stream": entered, "CUDAGraph": object, "graph": entered, "set_stream": log.append}
+    fake |= {"Stream": lambda: stream, "current_stream": lambda: current}
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(**fake))
+    calls = iter(range(10))
+
+    def call():
+        if next(calls) == 3:
+            raise RuntimeError("not while capturing")
+        return {}
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        networks.graphed(call)
+    assert log == [current]
+
+
+@pytest.mark.parametrize("target", ["ring", "network", "energy"])
+def test_a_hidden_score_is_not_read(target: str) -> None:
+    case = chains._case(target, 64, 2, 0.005, 2, True)
+    arrays = chains.inputs(case, "cpu")
+    score = chains.score_of(case, arrays)
+    hidden = chains.Hidden(score, arrays["x"])
+    assert fastscore.reader.read(hidden, arrays["x"]) is None
+    assert (fastscore.reader.read(score, arrays["x"]) is not None) == (target == "network")
+    assert chains._ours(case, arrays, plain=True)()["x"].shape == arrays["x"].shape
+
+
+@pytest.mark.parametrize("module", [chains, mala, steps])
+def test_the_better_form_of_torch_compile_is_the_same_step(module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is given its noise; with the compiler left out it is the naive step to the bit."""
+    monkeypatch.setattr(torch, "compile", lambda fn, **_: fn)
+    case = {
+        chains: lambda: chains._case("ring", 64, 3, 0.005, 2, True),
+        mala: lambda: mala._case("energy", 64, 3, 0.2),
+        steps: lambda: steps._case(16, 64, True, True),
+    }[module]()
+    arrays = module.inputs(case, "cpu")
+    found = []
+    for build in (module._naive, module._moved):
+        torch.manual_seed(3)
+        found.append(build(case, arrays)()["x"])
+    assert torch.equal(*found)
+
+
+def test_arrays_too_large_for_another_process_are_unfit() -> None:
+    large, small = steps.cases("cuda")[0], steps.cases("cpu")[0]
+    assert steps.FAMILY.providers["JAX"].unfit(large, "cuda").startswith("too large")
+    assert steps.FAMILY.providers["JAX"].unfit(small, "cpu") == ""
+    assert noise.FAMILY.providers["JAX, threefry"].unfit(noise.cases("cuda")[1], "cuda").startswith("too large")
 
 
 def test_the_command_writes_one_file_a_machine_and_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,10 +386,23 @@ def test_rivals_that_are_not_there_are_told(tmp_path: Path) -> None:
             rivals.turn("never built")
     finally:
         rivals.close()
+    with pytest.raises(NotRunError, match="its process ended"):
+        rivals.turn("of a process that is gone")
+
+
+def test_a_python_that_has_jax_itself_is_the_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals_of, "PYTHON", tmp_path / "python")
+    monkeypatch.setattr(rivals_of.importlib.util, "find_spec", lambda name: None)
+    assert rivals_of.interpreter() == tmp_path / "python"
+    monkeypatch.setattr(rivals_of.importlib.util, "find_spec", lambda name: name == "jax")
+    assert rivals_of.interpreter() == Path(sys.executable)
+    (tmp_path / "python").touch()
+    assert rivals_of.interpreter() == tmp_path / "python"
 
 
 def test_the_worker_builds_calls_and_times(tmp_path: Path) -> None:
     served = worker.Worker.__new__(worker.Worker)
+    served.clocks = {}
     served.builders = {("noise", "twice"): lambda settings, inputs, device: lambda: {"z": settings["n"] * inputs["a"]}}
     inputs, results = tmp_path / "inputs.npz", tmp_path / "results.npz"
     np.savez(inputs, a=np.arange(3.0))
@@ -251,6 +411,58 @@ def test_the_worker_builds_calls_and_times(tmp_path: Path) -> None:
     served.answer({"do": "call", "name": "twice", "results": str(results)})
     assert np.load(results)["z"].tolist() == [0.0, 2.0, 4.0]
     assert served.answer({"do": "turn", "name": "twice"})["seconds"] > 0
+
+
+def test_a_rival_on_a_gpu_is_timed_by_its_clock_and_one_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = worker.Worker.__new__(worker.Worker)
+    jax = SimpleNamespace(devices=lambda: [SimpleNamespace(platform="gpu")])
+    host = SimpleNamespace(devices=lambda: [SimpleNamespace(platform="cpu")])
+    served.device, served.clocks = "cuda", {}
+    served.calls = {"torch": lambda: {"z": torch.zeros(1, requires_grad=True)}, "jax": lambda: {"z": jax}}
+    served.calls["host"] = lambda: {"z": host}
+    clocks: list[str] = []
+    monkeypatch.setattr(worker.clock, "turn", lambda call, device: clocks.append(device) or 1.0)
+    for name in ("torch", "host"):
+        with pytest.raises(NotRunError, match="does not see the GPU"):
+            served.answer({"do": "call", "name": name, "results": str(tmp_path / "results.npz")})
+    assert worker.array(served.calls["torch"]()["z"]).tolist() == [0.0]
+    monkeypatch.setattr(worker, "array", lambda value: np.zeros(1))
+    served.answer({"do": "call", "name": "jax", "results": str(tmp_path / "results.npz")})
+    served.calls["torch"] = lambda: {"z": SimpleNamespace(is_cuda=True, devices=jax.devices)}
+    served.answer({"do": "call", "name": "torch", "results": str(tmp_path / "results.npz")})
+    for name in ("jax", "torch"):
+        served.answer({"do": "turn", "name": name})
+    assert clocks == ["cpu", "cuda"]
+
+
+PYTHON_OF_A_GPU = """#!/bin/sh
+echo "$SHARD $*" >> "$CALLS"
+case "$*" in *pytest*) case "$SHARD" in $FAILING) echo '1 failed'; exit 1;; 1/*) exit 5;; esac; echo '2 passed';; esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("failing", ["none", "0/*"])
+def test_make_gpu_measures_whether_or_not_a_test_fails(tmp_path: Path, failing: str) -> None:
+    python, calls, out = tmp_path / "python", tmp_path / "calls", tmp_path / "out"
+    python.write_text(PYTHON_OF_A_GPU)
+    python.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    ours = {"ARGS", "DEST", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "SECONDS", "SHARD", "SHARDS"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = inherited | {"CALLS": str(calls), "FAILING": failing, "OUT": str(out)}
+    run = subprocess.run(
+        ["make", "gpu", f"PYTHON={python}", "SHARDS=2"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    made = calls.read_text().splitlines()
+    tests = sorted(call for call in made if "pytest -q" in call)
+    assert [call.split()[0] for call in tests] == [f"{k}/{len(tests)}" for k in range(len(tests))]
+    assert all(f"--junitxml={out}/gpu-tests-{k}.xml tests/kernels" in call for k, call in enumerate(tests))
+    assert f"--out {out}/cuda.json" in made[-1] and "-m bench --device cuda --budget 4" in made[-1]
+    assert (run.returncode != 0) == (failing != "none"), run.stdout + run.stderr
+    assert f"gpu-tests-0: status {int(failing != 'none')}, " in run.stdout
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="reads Linux's /proc")

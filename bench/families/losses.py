@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,14 @@ Score = Callable[[Tensor], Tensor]
 Loss = Callable[[], Tensor]
 
 
-def denoising(score: Score, x: Tensor) -> Loss:
-    """`1/2 |sigma s(x + sigma e) + e|^2`, the yardstick, as every tutorial has it."""
+def denoising(score: Score, x: Tensor, compiled: Callable[..., Any] = lambda of: of) -> Loss:
+    """`1/2 |sigma s(x + sigma e) + e|^2`, the yardstick, as every tutorial has it; `compiled` for all but the noise."""
 
-    def loss() -> Tensor:
-        noise = torch.randn_like(x)
+    @compiled
+    def of(noise: Tensor) -> Tensor:
         return 0.5 * (SIGMA * score(x + SIGMA * noise) + noise).square().sum(-1).mean()
 
-    return loss
+    return lambda: of(torch.randn_like(x))
 
 
 def loop(score: Score, x: Tensor) -> Loss:

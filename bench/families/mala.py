@@ -60,16 +60,20 @@ def evaluator(log_prob: Callable[[Tensor], Tensor]) -> Evaluate:
     return evaluate
 
 
-def stepper(evaluate: Evaluate, a: float) -> Any:
-    """A step as one writes it: the value and the gradient at a state are those of the step before."""
+def stepper(evaluate: Evaluate, a: float, compiled: Callable[..., Any] = lambda move: move) -> Any:
+    """A step as one writes it: the value and the gradient at a state are those of the step before.
+
+    `compiled` for all but the random numbers, which Inductor draws slowly on a CPU.
+    """
     scale = math.sqrt(2 * a)
 
-    def step(x: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        proposal = x + a * slope + scale * torch.randn_like(x)
+    @compiled
+    def move(x: Tensor, value: Tensor, slope: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        proposal = x + a * slope + scale * noise
         to_value, to_slope = evaluate(proposal)
         forth = (proposal - x - a * slope).square().sum(-1)
         back = (x - proposal - a * to_slope).square().sum(-1)
-        accept = torch.rand_like(value).log() < to_value - value + (forth - back) / (4 * a)
+        accept = uniform.log() < to_value - value + (forth - back) / (4 * a)
         kept = accept[:, None]
         return (
             torch.where(kept, proposal, x),
@@ -77,7 +81,7 @@ def stepper(evaluate: Evaluate, a: float) -> Any:
             torch.where(kept, to_slope, slope),
         )
 
-    return step
+    return lambda x, value, slope: move(x, value, slope, torch.randn_like(x), torch.rand_like(value))
 
 
 def run(evaluate: Evaluate, step: Any, x: Tensor, n_steps: int) -> Tensor:
@@ -102,14 +106,27 @@ def _naive(case: Case, arrays: Arrays, **compiled: Any) -> Call:
     return lambda: {"x": run(evaluate, chosen, arrays["x"], case.settings["steps"])}
 
 
+def _moved(case: Case, arrays: Arrays) -> Call:
+    """All of the step compiled but its random numbers."""
+    evaluate = evaluator(density_of(case, arrays))
+    step = stepper(evaluate, case.settings["step_size"], torch.compile)
+    return lambda: {"x": run(evaluate, step, arrays["x"], case.settings["steps"])}
+
+
+def _graph(case: Case, arrays: Arrays, **compiled: Any) -> Call:
+    return networks.graphed(_naive(case, arrays, **compiled))
+
+
 def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
     """`mala`; `plain` gives it a function that it cannot look into."""
     s, seeds = case.settings, iter(range(1 << 62))
-    target: Any = functools.partial(_hidden, density_of(case, arrays))
-    if not plain and s["target"] == "energy":
+    target: Any
+    if plain:
+        target = chains.Hidden(density_of(case, arrays), arrays["x"])
+    elif s["target"] == "energy":
         model = energies.fast_network(networks.split(arrays)[0])
         target = lambda y: -model(y)  # noqa: E731
-    elif not plain:
+    else:
         target = fastscore.targets.GaussianMixture(arrays["means"], chains.STD**2)
 
     def call() -> Arrays:
@@ -117,10 +134,6 @@ def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
         return {"x": x}
 
     return call
-
-
-def _hidden(log_prob: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    return log_prob(y)
 
 
 FAMILY = Family(
@@ -139,10 +152,10 @@ FAMILY = Family(
         "fastscore, a density it does not know": Provider(
             functools.partial(_ours, plain=True), unfit=chains._unfit(1, chains.MIXTURES)
         ),
+        "CUDA graph of naive eager": Provider(_graph, unfit=networks.cuda_only),
         "torch.compile": Provider(functools.partial(_naive, mode="default")),
-        "CUDA graph of naive eager": Provider(
-            lambda case, arrays: networks.graphed(_naive(case, arrays)), unfit=networks.cuda_only
-        ),
+        "torch.compile, noise drawn outside": Provider(_moved, unfit=networks.cpu_only),
+        "CUDA graph of torch.compile": Provider(functools.partial(_graph, mode="default"), unfit=networks.cuda_only),
         "JAX, lax.scan": Provider(None, package="jax"),
         "blackjax, mala": Provider(None, package="blackjax"),
     },

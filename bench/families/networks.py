@@ -78,15 +78,18 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Call:
 
 def graphed(call: Call) -> Call:
     """The same work as one CUDA graph, after three runs to warm up, as PyTorch's manual has it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+    try:
+        with torch.cuda.graph(graph):
+            result = call()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that breaks off leaves its own
 
     def replay() -> Arrays:
         graph.replay()
@@ -95,5 +98,14 @@ def graphed(call: Call) -> Call:
     return replay
 
 
+def portable(numbers: int) -> str:
+    """Why an array cannot be handed to another process and back within a race's time."""
+    return "" if numbers <= 2**26 else "too large to hand to another process"
+
+
 def cuda_only(case: object, device: str) -> str:
     return "" if device == "cuda" else "CUDA graphs need a GPU"
+
+
+def cpu_only(case: object, device: str) -> str:
+    return "" if device == "cpu" else "for CPUs"

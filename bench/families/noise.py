@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import check as checks
+from bench.families import networks
 from bench.registry import Arrays, Call, Case, Family, Provider
 from fastscore import noise
 
@@ -67,6 +68,6 @@ FAMILY = Family(
         "fastscore": Provider(_ours),
         "torch.compile of torch.randn": Provider(_compiled),
         "NumPy, Philox": Provider(_numpy, unfit=lambda case, device: "for CPUs" if device == "cuda" else ""),
-        "JAX, threefry": Provider(None, package="jax"),
+        "JAX, threefry": Provider(None, unfit=lambda case, _: networks.portable(case.settings["n"]), package="jax"),
     },
 )

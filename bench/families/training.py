@@ -157,6 +157,9 @@ FAMILY = Family(
         "vmap(jacrev)": provider(_stacked("jacrev"), rivals=SOME, largest=PER_DIMENSION),
         "vmap(jacfwd)": provider(_stacked("jacfwd"), rivals=ALL, largest=PER_DIMENSION),
         "torch.compile of denoising": provider(losses.denoising, "denoising", rivals=MOST, compiled={}),
+        "torch.compile of denoising, noise drawn outside": provider(
+            lambda model, x: losses.denoising(model, x, torch.compile), "denoising", rivals=MOST
+        ),
         "torch.compile of denoising, reduce-overhead": provider(
             losses.denoising, "denoising", rivals=MOST, compiled={"mode": "reduce-overhead"}, gpu=True
         ),

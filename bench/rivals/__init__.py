@@ -6,11 +6,13 @@ alternate between processes: ratios are of one run. Without the environment noth
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +29,20 @@ PYTHON = ROOT / ".venv-rivals" / "bin" / "python"
 BUILD = "`make rivals` builds their environment"
 PATIENCE = 90.0
 """Seconds that an answer may take, compilation included."""
+PRODUCTS = {"highest": "highest", "high": "high", "medium": "default"}
+"""What JAX calls PyTorch's precisions of products of float32, so that all multiply alike."""
+
+
+def interpreter() -> Path:
+    """Theirs, or this one where it has JAX and theirs was not built."""
+    return Path(sys.executable) if not PYTHON.exists() and importlib.util.find_spec("jax") else PYTHON
 
 
 class Rivals:
     """The worker, started when it is first asked, and again after it was given up."""
 
-    def __init__(self, python: Path = PYTHON) -> None:
-        self.python, self.process = python, None
+    def __init__(self, python: Path | None = None, patience: float = PATIENCE) -> None:
+        self.python, self.patience, self.process = python or interpreter(), patience, None
         self.packages: dict[str, str] = {}
         self.folder = Path()
         self.case: tuple[str, str] | None = None
@@ -78,7 +87,9 @@ class Rivals:
         if not self.python.exists():
             raise NotRunError(f"not installed; {BUILD}")
         self.folder = Path(tempfile.mkdtemp())
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        precision = PRODUCTS[torch.get_float32_matmul_precision()]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DEFAULT_MATMUL_PRECISION": precision}
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # of three quarters of a GPU's memory
         self.process = subprocess.Popen(
             [self.python, "-m", "bench.rivals.worker"],
             cwd=ROOT,
@@ -90,12 +101,13 @@ class Rivals:
         self.packages = self._ask(do="packages")["packages"]
 
     def _ask(self, **message: Any) -> dict[str, Any]:
-        assert self.process is not None
+        if self.process is None:
+            raise NotRunError("its process ended")
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
-            if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
-                raise NotRunError(f"no answer within {PATIENCE:.0f} s")
+            if not select.select([self.process.stdout], [], [], self.patience)[0]:
+                raise NotRunError(f"no answer within {self.patience:.0f} s")
             line = self.process.stdout.readline()
             if not line:
                 raise NotRunError("its process ended")

@@ -10,9 +10,10 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench import clock
-from bench.registry import quoted
+from bench.registry import NotRunError, quoted
 
 MODULES = {
     "jax": "in_jax",
@@ -35,12 +36,28 @@ def packages() -> dict[str, str]:
     return found
 
 
+def on_gpu(value: Any) -> bool:
+    """Whether an array of PyTorch or of JAX is there."""
+    return (
+        value.is_cuda if isinstance(value, torch.Tensor) else {d.platform for d in value.devices()} <= {"gpu", "cuda"}
+    )
+
+
+def array(value: Any) -> np.ndarray:
+    """NumPy's, from wherever it is."""
+    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+
+
 class Worker:
-    """One case at a time, with the calls of its providers."""
+    """One case at a time, with the calls of its providers; PyTorch's on a GPU are timed by its clock.
+
+    JAX's wait for their results, and are timed by the host's.
+    """
 
     def __init__(self) -> None:
         self.builders: dict[tuple[str, str], Any] = {}
         self.calls: dict[str, Any] = {}
+        self.clocks: dict[str, str] = {}
         for package in packages():
             self.builders |= importlib.import_module(f"bench.rivals.{MODULES[package]}").BUILDERS
 
@@ -60,9 +77,13 @@ class Worker:
             self.calls[name] = self.builders[self.family, name](self.settings, self.inputs, self.device)
             return {}
         if do == "call":
-            np.savez(message["results"], **{key: np.asarray(value) for key, value in self.calls[name]().items()})
+            found = self.calls[name]()
+            if self.device == "cuda" and not all(map(on_gpu, found.values())):
+                raise NotRunError("it does not see the GPU")
+            self.clocks[name] = "cuda" if any(getattr(value, "is_cuda", False) for value in found.values()) else "cpu"
+            np.savez(message["results"], **{key: array(value) for key, value in found.items()})
             return {}
-        return {"seconds": clock.turn(self.calls[name])}
+        return {"seconds": clock.turn(self.calls[name], self.clocks[name])}
 
 
 def main() -> int:

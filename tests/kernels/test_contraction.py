@@ -38,10 +38,25 @@ def exact(s, p, how):
     return reference.contraction(s.cpu().double(), p.cpu().double(), v)
 
 
-def close(found, true, scale, dtype):
-    """Within some roundings of the sum's largest terms."""
+def close(found, true, scale, dtype, loose=0.0):
+    """Within some roundings of the sum's largest terms, and `loose`."""
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    assert ((found.cpu().double() - true).abs() <= 4 * eps * scale).all()
+    assert ((found.cpu().double() - true).abs() <= 4 * eps * scale + loose).all()
+
+
+def flipped(p, how):
+    """What one normal probe does that is rounded to half the other way: a GPU's logarithm is not the host's."""
+    with use_backend("torch"):
+        v = how.draw(p.shape, torch.device("cpu")).double()
+    return 2.0**-10 * (v * p.cpu().double()).abs().flatten(2).amax(2)
+
+
+def alike(found, true, kind):
+    """Equal; normal probes of two kernels that a GPU's compiler was given one by one, nearly."""
+    if kind == "rademacher" or found.device.type == "cpu":
+        assert torch.equal(found, true)
+    else:
+        torch.testing.assert_close(found, true)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -52,10 +67,11 @@ def test_values(device, shape, kind, dtype):
     how = drawn(kind, dtype)
     found, true = Contraction.apply(s, p, how), exact(s, p, how)
     bound = exact(s, p.abs(), how._replace(kind="rademacher"))[0], 4 * p.cpu().double().abs().flatten(2).sum(2)
-    for f, t, b in zip(found, true, bound, strict=True):
+    loose = 0.0, flipped(p, how) if (kind, dtype) == ("normal", torch.float16) else 0.0
+    for f, t, b, one in zip(found, true, bound, loose, strict=True):
         assert f.shape == t.shape
         assert f.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        close(f, t, b + 1e-300, dtype)
+        close(f, t, b + 1e-300, dtype, one)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2), (1, 33, 17), (2, 2, 4099), (1, 130, 3)], ids=str)
@@ -71,10 +87,7 @@ def test_gradients(device, shape, kind, dtype):
     v = how.draw(p.shape, p.device)
     ones = (1,) * (s.dim() - 1)
     assert torch.equal(ds, g.view(-1, *ones) * s)
-    if kind == "rademacher" or device.type == "cpu":
-        assert torch.equal(dp, h.view(*h.shape, *ones) * v)
-    else:
-        torch.testing.assert_close(dp, h.view(*h.shape, *ones) * v)
+    alike(dp, h.view(*h.shape, *ones) * v, kind)
     assert torch.equal(torch.autograd.grad(squares, s, g, retain_graph=True)[0], ds)
     assert torch.equal(torch.autograd.grad(forms, p, h)[0], dp)
 
@@ -118,10 +131,11 @@ def test_layouts(device, kind):
     true = Contraction.apply(s, p, how)
     strided = s.t().contiguous().t().requires_grad_(), torch.stack([p, -p], 2)[:, :, 0].requires_grad_()
     found = Contraction.apply(*strided, how)
-    assert all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
+    for one, other in zip(found, true, strict=True):
+        alike(one, other, kind)
     ds, dp = torch.autograd.grad([t.sum() for t in found], strided)  # expanded upstream gradients
     assert torch.equal(ds, s)
-    assert torch.equal(dp, how.draw(p.shape, p.device))
+    alike(dp, how.draw(p.shape, p.device), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
