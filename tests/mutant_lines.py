@@ -30,7 +30,7 @@ IN_LOSSES = [
     Mutant(48, "sliced: sum of the probes", LOSSES, "0.5 * projected.square() / n_probes", "0.5 * projected.square()", (L + "test_sliced_loss_and_gradients_against_brute_force",)),
     Mutant(47, "denoising: sign of the noise", LOSSES, "residual = level * wide(score) + e if", "residual = level * wide(score) - e if", (L + "test_denoising_loss_by_its_definition",)),
     Mutant(14, "denoising: asked in float32", LOSSES, "(wide(x) + level * e).to(x.dtype)", "(wide(x) + level * e)", (L + "test_the_denoised_score_is_asked_in_the_dtype_of_x",)),
-    Mutant(50, "sliced: a flag of any kind", LOSSES, "    _checks.flag(\"return_terms\", return_terms)\n    seed =", "    seed =", (R + "test_a_bad_value_is_refused_by_name",)),
+    Mutant(50, "sliced: a flag of any kind", LOSSES, "    _checks.flag(\"return_terms\", return_terms)\n    how = Request(\"hutchinson\"", "    how = Request(\"hutchinson\"", (R + "test_a_bad_value_is_refused_by_name",)),
     Mutant(48, "errors added, not their squares", TERMS, "stderr.square().sum().sqrt()", "stderr.sum()", (L + "test_reduced_terms",)),
     Mutant(12, "a noise level keeps its dtype", TERMS, "sigma.to(wide(x).dtype)", "sigma", (L + "test_the_denoised_score_is_asked_in_the_dtype_of_x",)),
     Mutant(20, "laplacian: sign of the score", DIVERGENCE, "Laplacian(found.aux[0], -found.value", "Laplacian(found.aux[0], found.value", (D + "test_laplacian_and_all_gradients",)),
@@ -75,7 +75,7 @@ IN_CHAINS = [
     Mutant(49, "a frozen chain is not the first", CHAINS, "self.first_bad = torch.where(bad", "self.first_bad = torch.where(~bad", ("tests/test_samplers_faults.py::test_every_sampler_keeps_a_bad_chain_apart",)),
     Mutant(53, "a checksum not looked at", CHECKPOINT, "if digest.hexdigest().encode() != found[1]:", "if False:", (K + "test_a_thousand_damaged_files_are_refused",)),
     Mutant(53, "half a file left behind", CHECKPOINT, "        part.unlink(missing_ok=True)\n", "", (K + "test_a_failed_write_leaves_what_was_there",)),
-    Mutant(55, "everybody compiles", BUILD, "fcntl.flock(handle, fcntl.LOCK_EX)", "pass", ("tests/test_faults.py::test_processes_on_one_cold_cache_compile_once_and_all_find_a_whole_library",)),
+    Mutant(55, "everybody compiles", BUILD, "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", ("tests/test_faults.py::test_processes_on_one_cold_cache_compile_once_and_all_find_a_whole_library",)),
 ]
 
 IN_C = [

@@ -22,7 +22,9 @@ REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few t
 _LARGE = 1 << 24  # bytes of a tensor that repay asking for large pages
 _THREAD_ELEMENTS = 1 << 14  # elements that repay waking a thread
 _LONG_ELEMENTS = 1 << 19  # elements that repay ending OpenMP's
+CALL_ELEMENTS = 1 << 26  # elements of a call of C's, at most about: half a second, which an interrupt waits for
 BLOCK = 64  # the kernels' block of counters or chains
+WIDEST = (1 << 31) // BLOCK - 1  # features of a chain: the kernels count the entries of a block in an int
 
 
 def expect(x: Tensor, work: int) -> None:
@@ -30,20 +32,39 @@ def expect(x: Tensor, work: int) -> None:
     library(x, work)
 
 
-def library(x: Tensor, work: int = 0) -> ctypes.CDLL | None:
-    """The compiled kernels where x is theirs to work on; `work` is announced as by `expect`."""
-    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS) if plain(x) else None
+def library(x: Tensor, work: int = 0, *others: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels where x and the others are theirs to work on; `work` is announced as by `expect`."""
+    return _cpu_build.library(build=_cpu_build.done(work) >= REPAYS) if plain(x, *others) else None
 
 
-def plain(x: Tensor) -> bool:
-    """Whether x is a tensor that kernels on a CPU can work on."""
-    ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
-    return ordinary and not torch._C._functorch.is_functorch_wrapped_tensor(x) and _config.backend() != "triton"
+def plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors that kernels on a CPU can work on."""
+    return all(map(_ordinary, tensors)) and _config.backend() != "triton"
+
+
+def _ordinary(x: Tensor) -> bool:
+    """Whether x is in a CPU's memory as it says, in float32: nothing sparse, wrapped, or negated in place."""
+    return type(x) in _TYPES and x.dtype == torch.float32 and torch._C._dispatch_keys(x).raw_repr() in _KEYS
+
+
+def _keys(*, inference: bool) -> int:
+    """What torch has of such a tensor: one number, where its properties one by one take as long as a small step."""
+    with torch.inference_mode(inference):
+        return torch._C._dispatch_keys(_empty(0)).raw_repr()
+
+
+def _empty(*shape: int) -> Tensor:
+    """Memory for a float32 tensor, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+_TYPES = (Tensor, torch.nn.Parameter)
+_KEYS = {_keys(inference=False), _keys(inference=True)}
 
 
 def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
-    """Memory for a float32 tensor, in large pages where it is new and the system has them."""
-    out = torch.empty(*shape)
+    """The same, in large pages where it is new and the system has them."""
+    out = _empty(*shape)
     if out.nbytes >= _LARGE:
         found.enlarge(_cpu_build.pointer(out), ctypes.c_uint64(out.nbytes))
     return out
@@ -55,13 +76,14 @@ def threads(elements: int) -> int:
 
 
 def over(run: Callable[[tuple[int, int]], object], n: int, elements: int) -> None:
-    """`run((begin, end))` over [0, n), so much work, on as many threads as it repays."""
-    _cpu_build.parallel(run, n, BLOCK, threads(elements), long=elements >= _LONG_ELEMENTS)
+    """`run((begin, end))` over [0, n), so much work, on as many threads as it repays, in calls of half a second."""
+    parts = -(-elements // CALL_ELEMENTS)
+    _cpu_build.parallel(run, n, BLOCK, threads(elements), parts=parts, long=elements >= _LONG_ELEMENTS)
 
 
 def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
     """Float32 normals `[n, width]`, or None where nothing compiled can make them."""
-    out = torch.empty(n, width)
+    out = _empty(n, width)
     if (found := library(out, out.numel())) is None:
         return None
 
@@ -74,7 +96,7 @@ def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: i
 
 def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
     """Float32 signs `[n, width]`, or None where nothing compiled can make them."""
-    out = torch.empty(n, width)
+    out = _empty(n, width)
     if (found := library(out, out.numel())) is None:
         return None
 
@@ -97,9 +119,7 @@ def langevin_step(
     first_chain: int,
 ) -> Tensor | None:
     """x + a score + sqrt(2 a T) e, or None where nothing compiled can make it."""
-    if score.dtype != torch.float32 or score.device != x.device or x.dtype != torch.float32:
-        return None
-    if (found := library(x, x.numel())) is None:
+    if (found := library(x, x.numel(), score)) is None:
         return None
     n, width = x.shape[0], x.shape[1:].numel()
     a, c = _factors(step_size, temperature)
@@ -118,7 +138,7 @@ def _factors(step_size: float | Tensor, temperature: float | Tensor) -> tuple[An
     if not (isinstance(step_size, Tensor) or isinstance(temperature, Tensor)):
         return tuple(map(ctypes.c_float, _numbers(step_size, temperature)))  # type: ignore[return-value]
     a, t = (torch.as_tensor(v, dtype=torch.float32, device="cpu").detach() for v in (step_size, temperature))
-    c = torch.sqrt(2.0 * t * a)
+    c, a = torch.sqrt(2.0 * t * a), a.resolve_neg()
     return (a.reshape(-1).contiguous(), c.reshape(-1).contiguous()) if a.dim() else (a, c)
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore import _config
-from fastscore.ops import _cpu_build
+from fastscore.ops import _cpu_build, _cpu_chain
 from fastscore.reference.activations import ACTIVATIONS
 
 _REPAYS = 1 << 14  # elements of a layer of a batch: some thousand steps of it repay the compilation, once a machine
@@ -115,7 +114,7 @@ def layers(x: Tensor, elements: int) -> Layers | None:
     """The compiled passes for a batch like x whose layers have so many elements, or None: do it in torch."""
     if (recorder := getattr(_local, "recorder", None)) is not None:
         return recorder  # type: ignore[no-any-return]
-    if x.device.type != "cpu" or x.dtype != torch.float32 or elements < _REPAYS or _config.backend() == "triton":
+    if elements < _REPAYS or not _cpu_chain.plain(x):
         return None
     library = _cpu_build.library(build=True)
     return None if library is None else _wrapped(library)
@@ -129,12 +128,12 @@ def knows(name: str) -> bool:
 @functools.cache
 def _wrapped(library: ctypes.CDLL) -> Layers | None:
     """The functions of a library, if they compute what they should."""
-    made, z = Layers(library), torch.linspace(-30.0, 30.0, 1001).view(7, 143)
+    made, z = Layers(library), torch.linspace(-30.0, 30.0, 1001, dtype=torch.float32, device="cpu").view(7, 143)
     for name in INDEX:
         outputs = [torch.empty_like(z) for _ in range(4)]
-        made.jets(name, z, torch.zeros(z.shape[1]), outputs)
+        made.jets(name, z, zeros(z.shape[1]), outputs)
         expected = ACTIVATIONS[name].derivatives(z, 3)
         if not all(torch.allclose(got, want, rtol=0, atol=1e-5) for got, want in zip(outputs, expected, strict=True)):
             return None
-    made.product(product := torch.empty(7, 7), z, z.t())
+    made.product(product := z.new_empty(7, 7), z, z.t())
     return made if torch.allclose(product, z @ z.t(), rtol=1e-5, atol=0) else None

@@ -70,8 +70,8 @@ class Arrays(NamedTuple):
 
     def slots(self) -> list[tuple[int, int]]:
         """Address and step of every array."""
-        shared = [(0, 0) if t is None else (t.data_ptr(), 0) for t in self.shared]
-        return shared + [(0, 0) if t is None else (t.data_ptr(), t.stride(0)) for t in self.batch]
+        shared = [(0, 0) if t is None else (_cpu_build.address(t), 0) for t in self.shared]
+        return shared + [(0, 0) if t is None else (_cpu_build.address(t), t.stride(0)) for t in self.batch]
 
 
 class Recorder(Scratch):

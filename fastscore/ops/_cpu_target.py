@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -113,27 +114,30 @@ class Target:
         seed, step, first_chain = counters
         n_steps, x = len(factors[0]), made[0]
         path = x.new_empty(len(x), keep.count, x.shape[1])
-        to = _Path(path.data_ptr(), keep.first, keep.thin, keep.count)
 
-        def run(rows: tuple[int, int]) -> int:
+        def run(rows: tuple[int, int], steps: range, to: _Path) -> int:
             return int(
                 getattr(self.found, name)(
                     *map(_cpu_build.pointer, made),
                     *map(ctypes.c_uint64, rows),
-                    ctypes.c_int(n_steps),
-                    *map(_cpu_build.pointer, factors),
+                    ctypes.c_int(len(steps)),
+                    *(_cpu_build.pointer(table[steps.start :]) for table in factors),
                     *more,
-                    *_cpu_build.key(seed, step, Stream.LANGEVIN, first_chain),
+                    *_cpu_build.key(seed, step + steps.start, Stream.LANGEVIN, first_chain),
                     ctypes.byref(to),
                     self.address,
                 )
             )
 
-        self._parallel(run, x, n_steps)
+        most = max(1, _cpu_chain.CALL_ELEMENTS // max(1, _cpu_chain.BLOCK * x.shape[1] * self.source.work()))
+        for begin in range(0, n_steps, most):  # of a large network: else a single block might take minutes
+            steps = range(begin, min(begin + most, n_steps))
+            to = _Path(path.data_ptr(), keep.first - begin, keep.thin, keep.count)
+            self._parallel(partial(run, steps=steps, to=to), x, len(steps))
         return made, path
 
     def _value(self, x: Tensor, log_prob: Tensor | None) -> Tensor:
-        x, score = x.contiguous(), torch.empty(x.shape)
+        x, score = x.contiguous(), torch.empty(x.shape, dtype=torch.float32, device="cpu")
 
         def run(rows: tuple[int, int]) -> int:
             given = (*map(_cpu_build.pointer, (x, score, log_prob)), *map(ctypes.c_uint64, rows), self.address)
@@ -158,7 +162,7 @@ class Target:
 
 def of(source: Source | None, x: Tensor) -> Target | None:
     """The source for the kernels, or None where there is none or nothing is compiled that takes x."""
-    if source is None or (found := _cpu_chain.library(x)) is None:
+    if source is None or x.shape[1] > _cpu_chain.WIDEST or (found := _cpu_chain.library(x)) is None:
         return None
     return Target(found, source)
 

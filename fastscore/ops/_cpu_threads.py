@@ -8,8 +8,11 @@ OpenMP's threads go on spinning for milliseconds after every parallel operation,
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -39,10 +42,11 @@ def over(x: Tensor, rows: int, run: Callable[[slice], Result]) -> list[Result]:
     if threads == 1 or len(x) <= rows:
         return [run(slice(0, len(x)))]
     found: dict[int, Result] = {}
+    inference = torch.is_inference_mode_enabled()
 
     def part(edges: tuple[int, int]) -> None:
-        torch.set_num_threads(1)
-        with torch.no_grad():
+        _set(1)
+        with torch.inference_mode(inference), torch.no_grad():
             found[edges[0]] = run(slice(*edges))
 
     with alone(x):
@@ -58,12 +62,33 @@ def alone(x: Tensor) -> Iterator[None]:
         yield
         return
     _local.threads = current
-    torch.set_num_threads(1)
+    _set(1)
     try:
         yield
     finally:
         _local.threads = None
-        torch.set_num_threads(current)
+        _set(current)
+
+
+def _set(threads: int) -> None:
+    """Have torch work on so many threads for this one."""
+    torch.get_num_threads()  # the first call of a thread sets the number that all begin with
+    for setter in _setters():
+        setter(threads)
+
+
+@functools.cache
+def _setters() -> tuple[Callable[[int], object], ...]:
+    """What sets the number of one thread, asked of torch's libraries.
+
+    Torch itself, where they cannot be, sets what new threads begin with, too: one that starts meanwhile keeps to one.
+    """
+    if torch.backends.openmp.is_available():
+        with contextlib.suppress(OSError, StopIteration, AttributeError):
+            libraries = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
+            own = libraries.omp_set_num_threads
+            return (own, libraries.MKL_Set_Num_Threads_Local) if torch.backends.mkl.is_available() else (own,)
+    return (torch.set_num_threads,)
 
 
 def _threads(x: Tensor) -> int:

@@ -20,7 +20,8 @@ def accept(state: MalaState, to: Proposal, a: Tensor, seed: int, step: int, firs
         if (kernels := _dispatch.kernels("metropolis", x.device)) is not None:
             given = (*map(_rows, (*state, *to)), a.flatten() if a.dim() else a)
             return _shaped(kernels.accept(*given, seed, Stream.ACCEPT, step, first_chain), x)
-        if (found := _cpu_chain.library(x)) is not None:
+        narrow = x.numel() <= len(x) * _cpu_chain.WIDEST
+        if narrow and (found := _cpu_chain.library(x, 0, *state[1:], *to, a)) is not None:
             return _compiled(found, state, to, a, seed, step, first_chain)
     u = noise.uniform(len(x), seed, Stream.ACCEPT, step, first_chain, x.dtype, x.device)
     return reference.accept(state, to, a, u)

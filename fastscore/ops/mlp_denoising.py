@@ -57,7 +57,7 @@ class OfResidual(Upstream):
         self.noise = Noise("normal", residual.seed, residual.first_chain)
         if y.device.type == "cpu":  # what a program reads
             scales = (residual.alpha, residual.beta)
-            self.arrays = tuple(torch.as_tensor(s, dtype=y.dtype).expand(len(y), 1) for s in scales)
+            self.arrays = tuple(torch.as_tensor(s, dtype=y.dtype, device=y.device).expand(len(y), 1) for s in scales)
         self.squares: dict[int, Tensor] = {}  # by first row: threads come in any order
 
     def __call__(self, rows: slice, out: Tensor, values: Outputs) -> Above:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ class Scratch:
         if view is None:
             size = math.prod(shape)
             buffer = self.buffers.get(name)
-            if buffer is None or len(buffer) < size:
-                buffer = self.buffers[name] = self.like.new_empty(size)
-                self.views = {key: old for key, old in self.views.items() if key[0] != name}
-            view = self.views[name, shape] = buffer[:size].view(shape)
+            with torch.inference_mode(False):  # whose tensors nothing else may write to
+                if buffer is None or len(buffer) < size:
+                    buffer = self.buffers[name] = self.like.new_empty(size)
+                    self.views = {key: old for key, old in self.views.items() if key[0] != name}
+                view = self.views[name, shape] = buffer[:size].view(shape)
         return view
 
     def nbytes(self) -> int:

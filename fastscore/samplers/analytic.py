@@ -15,7 +15,7 @@ from fastscore.ops._cpu_forward import forward
 from fastscore.ops._cpu_target import DoubleWell as DoubleWellSource
 from fastscore.ops._cpu_target import Source, value
 from fastscore.reader import Reading, read
-from fastscore.samplers.arguments import target_of
+from fastscore.samplers.arguments import same_for_all, target_of
 from fastscore.targets import DoubleWell, GaussianMixture
 
 _COMPILED_ROWS = 128  # below these, packing a network's weights for one step costs more than its own forward pass
@@ -50,13 +50,13 @@ def compiled(score_fn: _checks.Score, x: Tensor, cond: Tensor | None) -> Source 
 
 
 def level(score_fn: _checks.Score, x: Tensor, sigma: float) -> Mixture | _cpu_network.Network | None:
-    """A smoothed mixture, or a network told its noise level, the same for all rows, as `compiled`."""
+    """A smoothed mixture, or a network told its noise level, as `compiled`."""
     if x.dim() != 2 or x.dtype != torch.float32:
         return None
     if (mixture := _owner(score_fn, "noisy_score", x)) is not None:
         return _mixture(mixture.smoothed(sigma))
-    reading = _network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype))
-    return None if reading is None else _packed(reading, x, rows=1)
+    reading = _network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
+    return None if reading is None else _packed(reading, x, 1 if same_for_all(reading) else None)
 
 
 def density(log_prob: Any, score_fn: Any, x: Tensor) -> Source | None:
@@ -120,8 +120,8 @@ def _log_density(log_prob: Any, x: Tensor) -> _cpu_network.Network | None:
     if reading is None or reading.in_scale is not None or reading.skip is not None:
         return None
     *shifts, last = reading.shifts
-    told = [t for t in (last, reading.out_scale) if t is not None]
-    if any(len(t) > 1 and t.stride(0) for t in told) or log_prob(x[:1]).dim() != 1:
+    own_rows = [t is not None and len(t) > 1 and t.stride(0) != 0 for t in (last, reading.out_scale, *shifts)]
+    if any(own_rows[:2]) or log_prob(x if any(own_rows) else x[:1]).dim() != 1:
         return None
     *weights, top = reading.mlp.weights
     *biases, base = reading.mlp.biases

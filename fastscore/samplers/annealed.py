@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.noise import resolve_seed
 from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import Known, announce, level
-from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare
+from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare, told
 from fastscore.samplers.langevin import LangevinState
 from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
 
@@ -46,7 +45,7 @@ class AnnealedLangevin:
         self.temperature, self.clamp = temperature, clamp
         self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
         self.known = Known(score_fn)
-        self.sigma = torch.empty(0)  # the noise level that a captured step reads, [B]
+        self.sigma = torch.empty(0, dtype=dtype, device="cpu")  # the noise level that a captured step reads, [B]
         self.captured = graph.Capture()
 
     def init(self, x: Tensor) -> LangevinState:
@@ -104,8 +103,8 @@ class AnnealedLangevin:
         while k < last:
             found = k // self.n_steps_each
             until = min(last, (found + 1) * self.n_steps_each)
-            a = torch.full((until - k, 1), self.step_sizes[found])
-            t = torch.full((until - k, 1), self.temperature)
+            a = x.new_full((until - k, 1), self.step_sizes[found])
+            t = torch.full_like(a, self.temperature)
             counters, part = (self.seed, k, self.first_chain), keep.part(k - first, until - first)
             source = level(self.score_fn, moved, self.sigmas[found])
             if (made := _cpu_target.langevin(source, moved, a, t, self.clamp, counters, part)) is None:
@@ -179,6 +178,7 @@ def annealed_langevin_dynamics(
     burn_in: int = 0,
     thin: int = 1,
     clamp: tuple[float, float] | None = None,
+    cond: Tensor | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     first_chain: int = 0,
@@ -197,7 +197,7 @@ def annealed_langevin_dynamics(
     (Song and Ermon, NeurIPS 2019, algorithm 1, in which alpha_i = 2 a_i; NeurIPS 2020, section 3; Tweedie's formula).
 
     Args:
-        score_fn: s(x, sigma), called with sigma as a tensor `[B]`.
+        score_fn: s(x, sigma), called with sigma as a tensor `[B]`; s(x, sigma, cond) where `cond` is given.
         x: starting points `[B, *event]`, usually noise of standard deviation sigmas[0]; not changed.
         sigmas: the noise levels, finite, > 0 and decreasing.
         n_steps_each: steps at each level.
@@ -207,6 +207,7 @@ def annealed_langevin_dynamics(
         burn_in: as in `langevin_dynamics`, as are the arguments that follow; steps are counted over the whole ladder.
         thin: keep every thin-th state.
         clamp: (low, high), applied to the state after every step.
+        cond: handed to `score_fn` with every call, such as a class a row.
         seed: an int in [0, 2^64).
         generator: where to draw the seed from instead.
         first_chain: the global index of row 0.
@@ -227,7 +228,7 @@ def annealed_langevin_dynamics(
         TypeError: an argument of a wrong type, by name.
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
-    score_fn = prepare(score_fn, x, first_chain, temperature=temperature)
+    score_fn = told(prepare(score_fn, x, first_chain, temperature=temperature), cond)
     if callable(temperature):
         raise TypeError("temperature must be a number or a 0-dim tensor, the same for the whole ladder, got a function")
     levels = _ladder(sigmas)
@@ -236,7 +237,6 @@ def annealed_langevin_dynamics(
     _checks.flag("denoise", denoise)
     total = len(levels) * n_steps_each
     _checks.integer("first_step", first_step, 0, total + 1)
-    seed = resolve_seed(seed, generator)
     run = chain.Run(
         n_steps=total - first_step,
         burn_in=burn_in,
@@ -247,25 +247,25 @@ def annealed_langevin_dynamics(
         return_trajectory=return_trajectory,
         return_diagnostics=return_diagnostics,
         progress=progress,
-        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         settings={
             "sigmas": levels,
             "step_size": step_size,
             "temperature": temperature,
-            "clamp": clamp,
+            "clamp": check_clamp(clamp),
+            "cond": cond,
             "n_steps_each": n_steps_each,
         },
-    )
+    ).seeded(seed, generator)
     algorithm = AnnealedLangevin(
         score_fn,
         sigmas=levels,
         n_steps_each=n_steps_each,
         step_size=step_size,
         temperature=temperature,
-        clamp=check_clamp(clamp),
-        seed=seed,
+        clamp=clamp,
+        seed=run.seed,
         first_chain=first_chain,
         dtype=x.dtype,
     )
@@ -284,11 +284,11 @@ def _ladder(sigmas: Sequence[float] | Tensor) -> list[float]:
     given = sigmas if to_list is None else to_list()
     if not isinstance(given, Sequence) or not all(isinstance(sigma, (int, float)) for sigma in given):
         raise TypeError(f"sigmas must be a sequence of numbers, got {given}")
-    levels = [float(sigma) for sigma in given]
-    if not levels:
+    if not given:
         raise ValueError("sigmas must have at least one noise level, got none")
-    for sigma in levels:
+    for sigma in given:
         _checks.positive("sigmas", sigma)
+    levels = [float(sigma) for sigma in given]
     if any(later >= sooner for sooner, later in itertools.pairwise(levels)):
         raise ValueError(f"sigmas must decrease, got {levels}")
     return levels

@@ -14,14 +14,14 @@ from fastscore import diagnostics, metrics, noise, samplers, targets
 
 DEFAULTS: dict[str, Any] = {
     "activation": "silu", "bandwidth": 1.0, "barrier": 1.0, "burn_in": 0, "checkpoint": None, "checkpoint_every": 1000,
-    "chunk_size": None, "clamp": None, "cond": None, "cond_dim": 0, "convention": "half", "denoise": True, "depth": 2,
-    "device": None, "diagnostics": None, "dim": None, "dtype": torch.float32, "first_chain": 0, "first_step": 0,
-    "friction": 1.0, "generator": None, "n_modes": 8, "n_probes": 1, "n_samples": 1, "n_steps": 100, "of": "divergence",
-    "on_nonfinite": "raise", "probe": "rademacher", "progress": False, "radius": 4.0, "reduction": "mean",
-    "relative": False, "return_diagnostics": False, "return_terms": False, "return_trajectory": False, "score_fn": None,
-    "seed": None, "std": 0.5, "step": 0, "step_size": 1e-3, "temperature": 1.0, "thin": 1, "trace": "auto",
-    "unbiased": False, "velocity": None, "weight": None, "weighting": "sigma2", "weights": None, "width": 128,
-    "x": None,
+    "chunk_size": None, "clamp": None, "cond": None, "cond_dim": 0, "convention": "half", "decay": 0.0, "denoise": True,
+    "depth": 2, "device": None, "diagnostics": None, "dim": None, "dtype": torch.float32, "first_chain": 0,
+    "first_step": 0, "friction": 1.0, "generator": None, "integrator": None, "model_kwargs": None, "n_modes": 8,
+    "n_probes": 1, "n_samples": 1, "n_steps": 100, "noise_scale": None, "of": "divergence", "on_nonfinite": "raise",
+    "probe": "rademacher", "progress": False, "radius": 4.0, "reduction": "mean", "relative": False, "reset_schedulers":
+    True, "return_diagnostics": False, "return_terms": False, "return_trajectory": False, "score_fn": None, "seed":
+    None, "std": 0.5, "step": 0, "step_size": 1e-3, "temperature": 1.0, "thin": 1, "trace": "auto", "unbiased": False,
+    "velocity": None, "weight": None, "weighting": "sigma2", "weights": None, "width": 128, "x": None, "y": None,
 }  # fmt: skip
 
 

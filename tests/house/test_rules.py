@@ -97,5 +97,18 @@ def test_what_kernels_do_not_call(call: str) -> None:
     ] == []
 
 
+def test_every_new_tensor_says_what_it_is_made_of() -> None:
+    # A default dtype or device of the user's would have compiled code write past its end, or to nowhere.
+    makers = {"empty", "zeros", "ones", "full", "arange", "linspace", "eye", "tensor", "as_tensor"}
+    makers |= {"rand", "randn", "randint", "randperm"}
+    silent = [
+        f"{name}:{node.lineno}"
+        for name, node in nodes(PACKAGE / "ops", PACKAGE / "samplers")
+        if isinstance(node, ast.Call) and callee(node) in {f"torch.{maker}" for maker in makers}
+        if not keywords(node) >= {"dtype", "device"}
+    ]
+    assert silent == []
+
+
 def test_the_rules_are_checked_on_something() -> None:
     assert "tl.load" in {callee(node) for _, node in nodes(KERNELS)}

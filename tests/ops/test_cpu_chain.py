@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fastscore
 from fastscore import noise, targets
@@ -269,21 +271,18 @@ def test_what_is_compiled_is_kept_and_found_again(fresh: Path, monkeypatch: pyte
 def test_a_compiler_that_does_not_help_is_done_without(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    def compiler(command: list[str], **_: object) -> None:
-        if fault == "hangs":
-            raise subprocess.TimeoutExpired(command, 60)
-        if fault == "missing":
-            raise FileNotFoundError(command[0])
-        if fault == "fails":
-            raise subprocess.CalledProcessError(1, command)
-        Path(command[command.index("-o") + 1]).write_bytes(b"not a library")
-
+    compilers = {
+        "none": [],
+        "fails": [("false",)],
+        "missing": [(str(fresh / "nowhere"),)],
+        "hangs": [("sh", "-c", "sleep 60")],
+        "garbage": [("sh", "-c", 'until [ "$1" = -o ]; do shift; done; echo no library > "$2"', "sh")],
+    }
     if fault == "wrong":
         monkeypatch.setattr(_cpu_build, "_repeats_the_reference", lambda loaded: False)
-    elif fault == "none":
-        monkeypatch.setattr(_cpu_build, "_compilers", lambda: iter(()))
     else:
-        monkeypatch.setattr(_cpu_build.subprocess, "run", compiler)
+        monkeypatch.setattr(_cpu_build, "_compilers", lambda: iter(compilers[fault]))
+        monkeypatch.setattr(_cpu_build, "_SECONDS", 0.5)
     assert _cpu_build.library(build=True) is None
     assert _cpu_build.library(build=True) is None
     assert run(MIXTURES["ring"], torch.zeros(4, 2), 3).shape == (4, 2)
@@ -309,3 +308,40 @@ assert os.waitpid(child, 0)[1] == 0
 """
     root = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240, cwd=root)
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "negated in place": lambda x: torch._neg_view(-x),
+    "negated by a conjugate": lambda x: torch.complex(x, -x).conj().imag,
+    "double": Tensor.double,
+    "sparse": Tensor.to_sparse,
+    "all zeros": lambda x: torch._efficientzerotensor(x.shape),
+    "a wrapper": lambda x: TwoTensor(x, x.clone()),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_what_is_not_plain_memory_is_left_to_torch(odd: Callable[[Tensor], Tensor]) -> None:
+    x = noise.normal((20, 3), seed=0, stream=5)
+    assert _cpu_chain.plain(x, x) and not _cpu_chain.plain(odd(x)) and not _cpu_chain.plain(x, odd(x))
+    assert _cpu_chain.langevin_step(x, odd(x), 0.1, 1.0, SEED, STEP, 0) is None
+    assert _cpu_chain.langevin_step(odd(x), x, 0.1, 1.0, SEED, STEP, 0) is None
+
+
+@pytest.mark.parametrize("name", ["negated in place", "negated by a conjugate"])
+def test_a_sign_that_is_not_in_memory_is_seen(name: str) -> None:
+    x, odd = noise.normal((20, 3), seed=0, stream=5), ODD[name]
+    expected = fastscore.langevin_step(x, x, step_size=0.1, seed=1, step=0)
+    made = fastscore.langevin_step(odd(x), odd(x), step_size=odd(torch.full((3,), 0.1)), seed=1, step=0)
+    assert torch.equal(made, expected)
+    a = odd(torch.full((3,), 0.1))
+    assert torch.equal(fastscore.langevin_step(x, x, step_size=a, seed=1, step=0), expected)
+
+
+def test_no_address_is_taken_of_what_has_no_memory() -> None:
+    lost = torch.zeros(3)
+    lost.untyped_storage().resize_(0)
+    for tensor in (lost, torch._neg_view(torch.zeros(3))):
+        with pytest.raises(RuntimeError, match="compiled code cannot read a Tensor without memory"):
+            _cpu_build.pointer(tensor)
+    assert _cpu_build.pointer(torch.zeros(0)).value is None

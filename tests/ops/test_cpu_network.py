@@ -14,6 +14,8 @@ from fastscore import noise
 from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.ops import _cpu_build, _cpu_network, _cpu_target
 from fastscore.reader import read
+from fastscore.reference import activations
+from fastscore.reference.mlp import MLP
 from fastscore.samplers import analytic
 
 X = 2 * noise.normal((300, 3), seed=0, stream=5)
@@ -255,3 +257,12 @@ def test_a_bad_chain_is_named() -> None:
     x[70, 1] = torch.inf
     with pytest.raises(fastscore.NonFiniteError, match="chain 75 is not finite after step 3"):
         run(net, x, first_step=3, first_chain=5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_of_what_is_not_finite_is_torchs(name):
+    z = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [-1e30]])
+    one = torch.ones(1, 1)
+    found = _cpu_network.pack(MLP((one, one), (None, None), (name,), (False,)), z)
+    known = activations.ACTIVATIONS[name].function(z.double()).float()
+    torch.testing.assert_close(_cpu_target.of(found, z).value(z), known, equal_nan=True)

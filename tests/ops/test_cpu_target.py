@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import noise, targets
-from fastscore.ops import _cpu_build, _cpu_target
+from fastscore.ops import _cpu_build, _cpu_chain, _cpu_target
 from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic
 from fastscore.samplers.mala import MalaState
 
@@ -273,3 +273,31 @@ def test_a_subclass_with_a_score_of_its_own_is_asked(monkeypatch: pytest.MonkeyP
     seen, x = count_chains(monkeypatch), torch.randn(5, 2)
     und(Twice(2).score, None, x)
     assert not seen
+
+
+@pytest.mark.parametrize("name", ["ring", "wells", "network"])
+@pytest.mark.parametrize("sampler", [fastscore.langevin_dynamics, fastscore.underdamped_langevin, fastscore.mala])
+def test_calls_that_are_cut_short_for_an_interrupt_change_nothing(
+    name: str, sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    energy = fastscore.EnergyMLP(dim=2, width=16, depth=2)
+    target = {"network": energy, "wells": targets.DoubleWell(2)}.get(name, TARGETS["ring"])
+    log_prob = (lambda x: -energy(x)) if name == "network" else target.log_prob
+    given = log_prob if sampler is fastscore.mala else target.score
+    x = noise.normal((200, 2), seed=0, stream=5)
+    options = {"step_size": 0.01, "n_steps": 20, "burn_in": 3, "thin": 4, "seed": 5, "return_trajectory": True}
+    whole, calls, parallel = sampler(given, x, **options), [], _cpu_build.parallel
+    monkeypatch.setattr(_cpu_chain, "CALL_ELEMENTS", 1000)
+    monkeypatch.setattr(
+        _cpu_build, "parallel", lambda *given, **more: (calls.append(more["parts"]), parallel(*given, **more))
+    )
+    assert torch.equal(sampler(given, x, **options), whole)
+    assert len(calls) >= 3 and max(calls) > 1
+
+
+def test_chains_that_are_too_wide_for_the_kernels_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, x = _cpu_target.DoubleWell(3, 1.0, 0.0), torch.zeros(5, 3)
+    assert _cpu_target.of(source, x) is not None
+    assert _cpu_chain.WIDEST * _cpu_chain.BLOCK < 2**31
+    monkeypatch.setattr(_cpu_chain, "WIDEST", 2)
+    assert _cpu_target.of(source, x) is None

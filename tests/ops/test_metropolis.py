@@ -84,3 +84,11 @@ def test_under_a_transform():
 
     made = torch.func.vmap(chosen)(torch.stack([to.x, to.x]))
     same(type(state)(made[1], *state[1:]), type(state)(judged(state, to, a, COUNTERS).x, *state[1:]))
+
+
+def test_a_density_that_is_negated_in_place(library):
+    state, to = some((200, 3), 0.3, torch.float32)
+    a = torch.tensor(0.3)
+    found = metropolis.accept(state, to, a, *COUNTERS)
+    odd = to._replace(log_prob=torch._neg_view(-to.log_prob), score=torch._neg_view(-to.score))
+    same(metropolis.accept(state, odd, torch._neg_view(-a), *COUNTERS), found)
