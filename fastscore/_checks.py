@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,34 +17,39 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def integer(name: str, value: object, minimum: int, end: int) -> int:
     """`value` as an int in [minimum, end)."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if not minimum <= value < end:
+    found = whole(name, value)
+    if not minimum <= found < end:
         written = f"2**{end.bit_length() - 1}" if end & (end - 1) == 0 and end > 2**16 else str(end)
         raise ValueError(f"{name} must be in [{minimum}, {written}), got {value}")
-    return value
+    return found
 
 
 def count(name: str, value: object, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if value < minimum:
+    found = whole(name, value)
+    if found < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return value
+    return found
+
+
+def whole(name: str, value: object) -> int:
+    """`value`, an integer of Python's or NumPy's, as an int."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    return value if isinstance(value, int) else int(value)
 
 
 def real(name: str, value: object) -> None:
-    """A Python number or a tensor of numbers, neither boolean nor complex."""
+    """A number of Python's or NumPy's or a tensor of numbers, neither boolean nor complex."""
     if isinstance(value, Tensor):
         if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
             raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number or a tensor, got {value!r} ({type(value).__name__})")
 
 
 def number(name: str, value: object, *, positive: bool) -> None:
-    """A finite Python number, or a tensor (on a CPU its values are checked), above 0 or at least 0."""
+    """A finite number, or a tensor (on a CPU its values are checked), above 0 or at least 0."""
     wanted = "finite and > 0" if positive else "finite and >= 0"
     real(name, value)
     if isinstance(value, Tensor):
@@ -55,7 +61,7 @@ def number(name: str, value: object, *, positive: bool) -> None:
                 f"{name} must be {wanted}, got {value[bad].flatten()[0].item() if value.dim() else value.item()}"
             )
         return
-    assert isinstance(value, (int, float))
+    assert isinstance(value, (int, float, numbers.Real))
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
@@ -150,15 +156,20 @@ def callable_(name: str, fn: object) -> None:
 
 
 def evaluate(score_fn: Score, x: Tensor, cond: Tensor | None = None) -> Tensor:
-    """score_fn(x) or score_fn(x, cond), checked to be a tensor of the shape and device of x."""
+    """score_fn(x) or score_fn(x, cond), checked to be a tensor of the shape and device of x.
+
+    A score that differentiates by x finds no graph where x needs no gradient, and is then called again.
+    """
     try:
         score = score_fn(x) if cond is None else score_fn(x, cond)
     except RuntimeError as error:
-        if not torch.is_grad_enabled() and "does not require grad" in str(error):
-            raise RuntimeError(
-                f"score_fn is called without a graph here: let it call autograd under torch.enable_grad() ({error})"
-            ) from error
-        raise
+        if "does not require grad" not in str(error) or x.requires_grad or _transformed(x):
+            raise
+        if torch.is_grad_enabled():
+            return evaluate(score_fn, x.detach().requires_grad_(), cond)
+        raise RuntimeError(
+            f"score_fn is called without a graph here: let it call autograd under torch.enable_grad() ({error})"
+        ) from error
     if not isinstance(score, Tensor):
         raise TypeError(f"score_fn must return a tensor, got {type(score).__name__}")
     if score.shape != x.shape:

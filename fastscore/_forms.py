@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fastscore import _config
@@ -85,7 +86,7 @@ def forms(
     Args:
         function: cond -> the function to differentiate, in both its writings.
         x: Points `[B, *event]`.
-        cond: Condition; where the batch is cut, a tensor whose first dimension is B is cut with it.
+        cond: Condition; where the batch is cut, tensors whose first dimension is B are cut with it.
         directions: Where the v_i come from.
         n: How many.
         weight: C, `[D, D]` or `[B, D, D]`; the identity when not given.
@@ -145,7 +146,7 @@ def piece_size(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> tuple[in
     fit = _BUDGET // each
     if chunk_size is not None:
         rows = chunk_size
-    elif not (cond is None or isinstance(cond, (Tensor, int, float))):
+    elif not all(leaf is None or isinstance(leaf, (Tensor, int, float)) for leaf in pytree.tree_leaves(cond)):
         rows = x.shape[0]
     else:
         rows = fit // (n + 1)
@@ -161,14 +162,14 @@ def remade(x: Tensor, n: int, chunk_size: int | None, cond: Any) -> bool:
 
 
 def cut(value: Any, batch: int, first: int, last: int) -> Any:
-    """Rows first..last-1 of a tensor that has a row for each sample; anything else as it is."""
-    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
-        return value[first:last]
-    return value
+    """Rows first..last-1 of a tensor that has a row for each sample, also in tuples, lists and dicts; else as it is."""
+    if isinstance(value, Tensor):
+        return value[first:last] if value.dim() > 0 and value.shape[0] == batch else value
+    return pytree.tree_map_only(Tensor, lambda tensor: cut(tensor, batch, first, last), value)
 
 
 def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
-    """`piece(*args)`, to be recomputed in the backward if `remake`."""
+    """`piece(*args)`, to be recomputed in the backward, with the random numbers it drew, if `remake`."""
     if not remake:
         return piece(*args)
     backend = _config.backend()
@@ -177,5 +178,6 @@ def run(remake: bool, piece: Callable[..., Made], *args: Any) -> Made:
         with _config.use_backend(backend):  # what the backward of a GPU's thread does not know
             return piece(*args)
 
-    done: Made = checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
+    captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # has no state to be read
+    done: Made = checkpoint(again, *args, use_reentrant=False, preserve_rng_state=not captured)
     return done

@@ -47,21 +47,26 @@ def pull(
     """Reverse mode: value, aux and `J' u` for cotangents u, both `[C, B, *event]`; `script` if fn calls TorchScript."""
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), Watch(forward=False):
-        leaf = _leaf(x.clone() if x.is_inference() else x)
-        value, aux = inside_script(fn, leaf, differentiable) if script else fn(leaf)
-        stacked = torch.stack([_pull_one(value, leaf, u.to(value.dtype), differentiable) for u in cotangents])
+        point = leaf(x)
+        value, aux = inside_script(fn, point, differentiable) if script else fn(point)
+        stacked = torch.stack([_pull_one(value, point, u.to(value.dtype), differentiable) for u in cotangents])
     # Copies made without gradients let go of the graph; they keep the tangent of an outer forward mode.
     return (value, aux, stacked) if differentiable else (value.clone(), tuple(a.clone() for a in aux), stacked)
 
 
-def _leaf(x: Tensor) -> Tensor:
+def leaf(x: Tensor) -> Tensor:
     """x as a tensor to differentiate by, with the tangent it has in an outer forward mode."""
     if x.requires_grad:
         return x.view_as(x)  # an alias: what else depends on x, a condition, is no part of the partial derivative
-    primal, tangent = forward_ad.unpack_dual(x)
-    leaf = primal.detach().requires_grad_()
-    dual: Tensor = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+    primal, tangent = forward_ad.unpack_dual(x.clone() if x.is_inference() else x)
+    alone = primal.detach().requires_grad_()
+    dual: Tensor = alone if tangent is None else forward_ad.make_dual(alone, tangent)
     return dual
+
+
+def traced() -> bool:
+    """Whether torch.compile or a transform of torch.func looks on."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def pull_traced(fn: Differentiated, x: Tensor, cotangents: Tensor) -> tuple[Tensor, Aux, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastscore import _checks, noise, reader
 from fastscore._forms import Probes as Directions
@@ -58,7 +58,8 @@ class Request:
 
     def directions(self) -> Directions:
         """The probes of an estimate; draws their seed where none is given."""
-        return Directions(self.probe, noise.resolve_seed(self.seed, self.generator), self.first_chain)
+        seed = noise.resolve_seed(None, self.generator) if self.seed is None else _checks.whole("seed", self.seed)
+        return Directions(self.probe, seed, _checks.whole("first_chain", self.first_chain))
 
     def probes(self, seed: int | None = None) -> ops.Probes:
         """The same for the structured networks."""
@@ -103,14 +104,21 @@ class Found(NamedTuple):
 def check(name: str, fn: object, x: Tensor, chunk_size: int | None) -> None:
     """Refuse a function, points or a chunk size that cannot be right."""
     _checks.callable_(name, fn)
-    if torch.is_grad_enabled() and any(base.__name__ == "FSDPModule" for base in type(fn).__mro__):
+    owner = getattr(fn, "__self__", fn)
+    if torch.is_grad_enabled() and isinstance(owner, nn.Module) and any(map(_sharded, owner.modules())):
         raise ValueError(
-            f"{name} is sharded by fully_shard, which gathers its parameters for one forward and backward pass only: "
-            f"compute the loss in the forward method of a module that holds the network, and shard that module"
+            f"{name} is sharded by FSDP, which gathers its parameters for one forward and backward pass only: compute "
+            f"the loss in the forward method of a module that holds the network, and shard only the module that holds "
+            f"the loss, not its layers"
         )
     _checks.batch("x", x)
     if chunk_size is not None:
         _checks.count("chunk_size", chunk_size, minimum=1)
+
+
+def _sharded(module: nn.Module) -> bool:
+    """Whether it is a module of `fully_shard` or `FullyShardedDataParallel`."""
+    return any(base.__name__ in ("FSDPModule", "FullyShardedDataParallel") for base in type(module).__mro__)
 
 
 def features(x: Tensor) -> int:
@@ -161,7 +169,7 @@ def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Foun
     """The score with its trace or estimates."""
     if reading.kind == "energy_score":
         return energy(reading, x, how, exact)
-    rows = x.flatten(1)
+    rows = _flat(x)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     weight = None if how.weight is None else how.weight.to(x.dtype)
     if exact:
@@ -183,7 +191,7 @@ def score(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Foun
 
 def jacobian(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> Tensor:
     """`ds/dx` of a score, `[B, D, D]`."""
-    rows = x.flatten(1)
+    rows = _flat(x)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
 
     def piece(x: Tensor, *shifts: Tensor | None) -> tuple[Tensor]:
@@ -199,7 +207,7 @@ def jacobian(reading: reader.Reading, x: Tensor, chunk_size: int | None) -> Tens
 
 def energy(reading: reader.Reading, x: Tensor, how: Request, exact: bool) -> Found:
     """The energy, its score and the divergence of that or its estimates."""
-    rows = x.flatten(1)
+    rows = _flat(x)
     scaled = rows if reading.in_scale is None else reading.in_scale * rows
     probes = None if exact else how.probes()
     value, gradient, laplacian = ops.energy_terms(reading.mlp, scaled, reading.shifts, probes=probes)
@@ -217,7 +225,7 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
     reading = plan.reading
     if reading is None or not reading.is_plain:
         return None
-    rows, weights = x.flatten(1), {"square": share / 2, "trace": share}
+    rows, weights = _flat(x), {"square": share / 2, "trace": share}
     probes = None if plan.exact else how.probes()
     if reading.kind == "energy_score":
         return ops.energy_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
@@ -231,7 +239,7 @@ def score_alone(fn: _checks.Score, x: Tensor, cond: Any) -> Tensor | None:
     reading = read(fn, x, cond, ("score", "energy_score"))
     if reading is None or not reading.is_plain:
         return None
-    found = ops.score(reading.mlp, x.flatten(1), reading.shifts, energy=reading.kind == "energy_score")
+    found = ops.score(reading.mlp, _flat(x), reading.shifts, energy=reading.kind == "energy_score")
     return None if found is None else found.view(x.shape)
 
 
@@ -254,9 +262,20 @@ def denoising_loss(
         return None
     flat = level.reshape(-1, 1) if isinstance(level, Tensor) else level
     return ops.denoising_loss(
-        reading.mlp, x.flatten(1), reading.shifts, level=flat, weigh=weigh, square=share / 2, seed=seed,
+        reading.mlp, _flat(x), reading.shifts, level=flat, weigh=weigh, square=share / 2, seed=seed,
         first_chain=first_chain, energy=reading.kind == "energy_score",
     )  # fmt: skip
+
+
+def recordable(x: Tensor) -> Tensor:
+    """x, or a copy where it was made in inference mode, whose tensors no backward may keep."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+        return x
+    return x.clone()
+
+
+def _flat(x: Tensor) -> Tensor:
+    return recordable(x).flatten(1)
 
 
 def piece_rows(reading: reader.Reading, x: Tensor, how: Request) -> int | None:

@@ -54,8 +54,9 @@ def noise_level(sigma: float | Tensor, x: Tensor) -> Tensor | float:
     """sigma, checked and shaped to multiply x."""
     _checks.positive("sigma", sigma)
     if not isinstance(sigma, Tensor):
-        return sigma
-    if tuple(sigma.shape) not in ((), (x.shape[0],)):
+        return float(sigma)
+    rows = (x.shape[0],)
+    if tuple(sigma.shape) not in ((), rows, (*rows, *[1] * (x.dim() - 1))):
         raise ValueError(f"sigma must be a number or have shape [{x.shape[0]}], got {list(sigma.shape)}")
     _checks.same_device("sigma", sigma, "x", x)
     return sigma.to(wide(x).dtype).reshape(-1, *[1] * (x.dim() - 1))

@@ -10,15 +10,19 @@ replaced, is left to reverse mode as a whole.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fastscore import _script
 from fastscore._script import BATCH_NORM, DROPOUT
@@ -47,6 +51,8 @@ class Watch(TorchFunctionMode):
         self.levels = len(_levels()) if forward else 0
         self.hooks = _hooks()
         self.graph: object = None
+        self.recorded = torch.is_grad_enabled()
+        self.switches: list[bool] = []
 
     def noticing_scripts(self, fn: Callable[[Tensor], Made], x: Tensor) -> Made:
         """`fn(x)`, where TorchScript is rejected: no mode sees its calls, but torch knows what graph it last ran."""
@@ -69,7 +75,26 @@ class Watch(TorchFunctionMode):
             self._reject_scripts()
         if hooked or func in _LEFT_TO_REVERSE or _foreign(func) or self._fails_in_backward(func, args, kwargs):
             raise NoForwardRuleError(str(func))
-        return call(*args, **kwargs)
+        if func == _REQUIRES_GRAD and sys._getframe(1).f_globals.get("__name__") == "torch.utils.hooks":
+            raise NoForwardRuleError("a backward hook of a module")
+        made = call(*args, **kwargs)
+        if self._cut_off() and any(map(_has_tangent, pytree.tree_leaves(made))):
+            raise NoForwardRuleError("torch.no_grad")
+        if func is torch._C._set_grad_enabled and not self.recorded:
+            self._switch(args[0])
+        return made
+
+    def _cut_off(self) -> bool:
+        """Whether the function has switched gradients off, which says nothing of itself where none are recorded."""
+        return not torch.is_grad_enabled() if self.recorded else self.switches[-1:] == [False]
+
+    def _switch(self, on: bool) -> None:
+        """Follow `torch.no_grad` and `torch.enable_grad` into a block and out of it again."""
+        caller = sys._getframe(2)
+        if self.switches and "__exit__" in (caller.f_code.co_name, caller.f_back and caller.f_back.f_code.co_name):
+            self.switches.pop()
+        else:
+            self.switches.append(on)
 
     def _reject_scripts(self) -> None:
         graph = _script.last_graph()
@@ -110,6 +135,18 @@ def _unpack(saved: tuple[Tensor, int]) -> Tensor:
 def _depends(values: Any) -> bool:
     """Whether any of these depends on what is being differentiated."""
     return any(isinstance(v, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v) for v in values)
+
+
+def _has_tangent(value: Any) -> bool:
+    """Whether forward mode carries a derivative along with it, at this level of torch.func or one below."""
+    level = torch._C._functorch.maybe_current_level()
+    if level is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if forward_ad.unpack_dual(value).tangent is not None:
+        return True
+    wrapped = torch._C._functorch.maybe_get_level(value) == level
+    with temporarily_pop_interpreter_stack():
+        return _has_tangent(torch._C._functorch.get_unwrapped(value) if wrapped else value)
 
 
 def _by_name(func: Any) -> Any:
@@ -291,10 +328,12 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
 }
 
 _DATA: Any = Tensor.data
+_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _LEFT_TO_REVERSE: frozenset[Any] = frozenset(
     {
         # Scores that call torch.autograd.grad themselves begin by cutting x off: their tangent would be zero.
         *(Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, _DATA.__get__),
+        Tensor.register_hook,  # which sees gradients alone
         # The tangents of these treat LU factors, or the matrix, as constants.
         *(torch.det, torch.logdet, torch.slogdet, Tensor.det, Tensor.logdet, Tensor.slogdet),
         *(torch.linalg.det, torch.linalg.slogdet),

@@ -42,7 +42,7 @@ def write(path: str | os.PathLike[str], kind: str, about: Mapping[str, Any], ten
         path: the file; its folder must exist.
         kind: what the file is, asked for again by `read`.
         about: what is to be known of the tensors, anything that JSON can say.
-        tensors: dense tensors by name, on any device.
+        tensors: dense tensors by name, on any device; those that share memory are written one by one.
 
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
@@ -50,7 +50,11 @@ def write(path: str | os.PathLike[str], kind: str, about: Mapping[str, Any], ten
     import safetensors.torch  # here, so that all else runs on a GPU machine's bare Python
 
     said = json.dumps({"format": FORMAT, "stream": STREAM_VERSION, "kind": kind, **about}, allow_nan=False)
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        shared = any(own.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in held.values())
+        held[name] = own.clone() if shared else own
     data = safetensors.torch.save(held, {"sha256": _BLANK.decode(), "fastscore": said})
     found = _CHECKSUM.search(data)
     assert found is not None

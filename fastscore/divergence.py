@@ -80,7 +80,8 @@ def divergence(
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x,
             row i of which depends on row i of x alone.
         x: Points `[B, *event]`, D features each.
-        cond: Passed on as it is; where the batch is cut, a tensor whose first dimension is B is cut with it.
+        cond: Passed on as it is; where the batch is cut, a tensor whose first dimension is B is cut with it, as are
+            those in a tuple, list or dict.
         trace: "exact", "hutchinson", or "auto": exact where there is a closed form or up to `EXACT_FEATURES` features,
             else Hutchinson.
         n_probes: K, the probes of Hutchinson's estimate, where that is what runs.

@@ -6,6 +6,7 @@ ordinary backward reaches the parameters. Convention "half" (the default) is wri
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -17,6 +18,7 @@ from fastscore._structured import Request
 from fastscore._terms import REDUCTIONS, finish, noise_level, reduce, scale_of, squared_norm, true_score
 from fastscore._terms import ScoreMatchingTerms as ScoreMatchingTerms
 from fastscore.divergence import carry_out
+from fastscore.ops import noise as drawn
 
 
 @overload
@@ -65,8 +67,9 @@ def implicit_score_matching(
     `trace="hutchinson"` it is sliced score matching with variance reduction (Song, Garg, Shi & Ermon 2019).
 
     What wraps modules (DDP, FSDP2, ensembles by `functional_call`) is best given one whose forward returns this loss:
-    the network inside is then recognised. Give every rank one seed and its own `first_chain`, the index of its first
-    row in the whole batch: the ranks' probes are then those of the whole batch in one process.
+    the network inside is then recognised. Of FSDP, shard only the module that holds the loss, not its layers. Give
+    every rank one seed and its own `first_chain`, the index of its first row in the whole batch: the ranks' probes are
+    then those of the whole batch in one process.
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x,
@@ -173,9 +176,9 @@ def sliced_score_matching(
     scale = scale_of(convention, reduction)
     _checks.batch("x", x, allow_empty=False)
     _checks.flag("return_terms", return_terms)
-    seed = noise.resolve_seed(seed, generator)
-    how = Request("hutchinson", n_probes, probe, chunk_size, seed, None, first_chain)
+    how = Request("hutchinson", n_probes, probe, chunk_size, seed, generator, first_chain)
     how.check("score_fn", score_fn, x)
+    how = replace(how, seed=how.directions().seed, generator=None)
     found = carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
     probes = how.directions()
     squares = torch.zeros_like(found.trace)
@@ -218,7 +221,7 @@ def explicit_score_matching(
     true = wide(true_score(target, x))
     score = _structured.score_alone(score_fn, x, cond)
     if score is None:
-        score = _checks.evaluate(score_fn, x, cond)
+        score = _checks.evaluate(score_fn, _structured.recordable(x), cond)
     return reduce(0.5 * scale * squared_norm(wide(score) - true), reduction)
 
 
@@ -241,7 +244,7 @@ def denoising_score_matching(
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
         x: Data `[B, *event]`, B at least 1.
-        sigma: Standard deviation of the noise, a number or one a sample `[B]`.
+        sigma: Standard deviation of the noise, a number or one a sample, `[B]` or `[B, 1, ..., 1]`.
         cond: Passed to score_fn; give `cond=sigma` for a score that is told its noise level.
         weighting: "sigma2" as above, which weighs noise levels alike, or "none", `1/2 |s(x + sigma e) + e / sigma|^2`.
         reduction: "mean" or "sum" over the batch, or "none" for `[B]`.
@@ -257,9 +260,9 @@ def denoising_score_matching(
     _checks.choice("reduction", reduction, REDUCTIONS)
     _checks.callable_("score_fn", score_fn)
     _checks.batch("x", x, allow_empty=False)
-    _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
+    first_chain = _checks.integer("first_chain", first_chain, 0, 2**56 - x.shape[0] + 1)
     level = noise_level(sigma, x)
-    seed = noise.resolve_seed(seed, generator)
+    seed = _checks.whole("seed", noise.resolve_seed(seed, generator))
     if reduction != "none":
         share, weigh = 1.0 / x.shape[0] if reduction == "mean" else 1.0, weighting == "sigma2"
         fused = _structured.denoising_loss(
@@ -268,7 +271,8 @@ def denoising_score_matching(
         if fused is not None:
             return fused
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    e = noise.normal(x.shape, seed=seed, stream=noise.Stream.DATA, dtype=kind, device=x.device, first_chain=first_chain)
+    rows, width = x.shape[0], _structured.features(x)
+    e = drawn.normal(rows, width, seed, noise.Stream.DATA, 0, first_chain, kind, x.device).view(x.shape)
     score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)
     residual = level * wide(score) + e if weighting == "sigma2" else wide(score) + e / level
     return reduce(0.5 * squared_norm(residual), reduction)

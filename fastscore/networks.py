@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastscore import _checks, checkpoint
+from fastscore._products import leaf, traced
 from fastscore.reference.activations import ACTIVATIONS, Activation
 from fastscore.reference.mlp import MLP
 
 _ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "selu")
-_FREQUENCIES = tuple(0.25 * 2.0**k for k in range(7))  # 0.25 to 16: periods from 25 down to 0.4
+_FREQUENCIES = 7  # 0.25 to 16: periods from 25 down to 0.4
 
 
 class _Condition(nn.Module):
@@ -28,17 +30,26 @@ class _Condition(nn.Module):
 
     def __init__(self, cond_dim: int, width: int, depth: int) -> None:
         super().__init__()
-        features = cond_dim * (1 + 2 * len(_FREQUENCIES))
-        self.register_buffer("frequencies", torch.tensor(_FREQUENCIES), persistent=False)
+        features = cond_dim * (1 + 2 * _FREQUENCIES)
         self.embed = nn.Linear(features, width)
         self.maps = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(depth)])
-        nn.init.normal_(self.embed.weight, std=features**-0.5)
-        for layer in self.maps:
-            assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=width**-0.5)
+        self._draw_weights()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: features, embedding and shifts of about unit variance."""
+        self._draw_weights()
+        bound = _linear("condition.embed", self.embed).in_features ** -0.5
+        nn.init.uniform_(self.embed.bias, -bound, bound)
+
+    def _draw_weights(self) -> None:
+        for name, layer in (("condition.embed", self.embed), *_named("condition.maps", self.maps)):
+            linear = _linear(name, layer, biased=False)
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def forward(self, cond: Tensor) -> list[Tensor]:
-        frequencies: Tensor = self.get_buffer("frequencies")
+        like = next(self.parameters(), cond)
+        # Made here: a buffer that no checkpoint has would be lost where a network is built on the meta device.
+        frequencies = (1 << torch.arange(_FREQUENCIES, device=like.device)).to(like.dtype) / 4
         angles = (cond.unsqueeze(-1) * frequencies).flatten(1)
         features = torch.cat([cond, torch.sin(angles), torch.cos(angles)], dim=-1)
         embedding = F.silu(self.embed(features))
@@ -48,14 +59,16 @@ class _Condition(nn.Module):
 class _MLP(nn.Module):
     """What the two networks share: the layers, the condition, and the hidden layers' values."""
 
-    def __init__(self, dim: int, width: int, depth: int, activation: str, cond_dim: int, outputs: int) -> None:
+    def __init__(self, dim: int, width: int, depth: int, activation: str, cond_dim: int, outputs: int = 0) -> None:
+        dim, width, depth = _checks.count("dim", dim), _checks.count("width", width), _checks.count("depth", depth)
+        cond_dim = _checks.count("cond_dim", cond_dim, minimum=0)
         super().__init__()
         self.activation = _activation(activation).name
         self.dim, self.cond_dim = dim, cond_dim
         sizes = [dim] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, [*sizes[1:], outputs], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, [*sizes[1:], outputs or dim], strict=True))
         self.condition = _Condition(cond_dim, width, depth) if cond_dim else None
-        self.reset_parameters()
+        self._draw_layers()
 
     def reset_parameters(self) -> None:
         """Draw new weights: preactivations of about unit variance, an output near 0.
@@ -63,7 +76,15 @@ class _MLP(nn.Module):
         Hidden weights have the standard deviation `g / sqrt(fan_in)` with `g^2 E phi(Z)^2 = 1` for a normal Z; the last
         layer has a tenth of `1 / sqrt(fan_in)`, so that training starts near the flat density, where score and trace
         are small.
+
+        Raises:
+            TypeError: a layer that is no plain `nn.Linear`, by name.
         """
+        if self.condition is not None:
+            self.condition.reset_parameters()
+        self._draw_layers()
+
+    def _draw_layers(self) -> None:
         gain = _gain(ACTIVATIONS[self.activation])
         *hidden, last = self._linears()
         for index, layer in enumerate(hidden):
@@ -74,13 +95,17 @@ class _MLP(nn.Module):
         nn.init.zeros_(last.bias)
 
     def structure(self) -> MLP:
-        """The network as its live tensors, for the closed forms."""
+        """The network as its live tensors, for the closed forms.
+
+        Raises:
+            TypeError: a layer that is no plain `nn.Linear`, by name.
+        """
         linears, hidden = self._linears(), len(self.layers) - 1
         weights, biases = tuple(layer.weight for layer in linears), tuple(layer.bias for layer in linears)
         return MLP(weights, biases, (self.activation,) * hidden, (False,) * hidden)
 
-    def _linears(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+    def _linears(self, *, biased: bool = True) -> list[nn.Linear]:
+        return [_linear(name, layer, biased=biased) for name, layer in _named("layers", self.layers)]
 
     def shifts(self, cond: Tensor | float | None, like: Tensor) -> list[Tensor] | None:
         """Return `u_1, ..., u_L`, `[B, width]` or `[1, width]`, for a condition; None for a network without one.
@@ -121,20 +146,21 @@ class _MLP(nn.Module):
         rows = x.unsqueeze(0) if x.dim() < 2 else x.flatten(1)
         if rows.shape[1] != self.dim:
             raise ValueError(f"x must have shape [B, *event] with {self.dim} features, got {list(x.shape)}")
-        dtype = self._linears()[0].weight.dtype
+        dtype = next(self.layers[0].parameters(), x).dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}, the network {dtype}: make them one by x.to(...) or network.to(...)")
         return rows
 
     def _preactivations(self, rows: Tensor, shifts: list[Tensor] | None, order: int) -> tuple[Tensor, list[Tensor]]:
         """The output `z_{L+1}` and, for `order` 1, the slopes `d_l = phi'(z_l)` of the hidden layers."""
-        activation, linears = ACTIVATIONS[self.activation], self._linears()
+        activation = ACTIVATIONS[self.activation]
+        *hidden, last = self.layers
         h, slopes = rows, []
-        for index, layer in enumerate(linears[:-1]):
+        for layer, shift in zip(hidden, [None] * len(hidden) if shifts is None else shifts, strict=True):
             z = layer(h)
-            h, *rest = activation.derivatives(z if shifts is None else z + shifts[index], order)
+            h, *rest = activation.derivatives(z if shift is None else z + shift, order)
             slopes += rest
-        output: Tensor = linears[-1](h)
+        output: Tensor = last(h)
         return output, slopes
 
 
@@ -161,8 +187,7 @@ class ScoreMLP(_MLP):
     """
 
     def __init__(self, dim: int, width: int = 128, depth: int = 2, activation: str = "silu", cond_dim: int = 0) -> None:
-        _check_sizes(dim, width, depth, cond_dim)
-        super().__init__(dim, width, depth, activation, cond_dim, outputs=dim)
+        super().__init__(dim, width, depth, activation, cond_dim)
 
     def forward(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
         """Return the score, shaped like x.
@@ -185,7 +210,6 @@ class EnergyMLP(_MLP):
     """
 
     def __init__(self, dim: int, width: int = 128, depth: int = 2, activation: str = "silu", cond_dim: int = 0) -> None:
-        _check_sizes(dim, width, depth, cond_dim)
         super().__init__(dim, width, depth, activation, cond_dim, outputs=1)
 
     def forward(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
@@ -198,17 +222,31 @@ class EnergyMLP(_MLP):
         """Return the score `-grad E(x)`, shaped like x; the arguments are those of `ScoreMLP.forward`.
 
         The reverse pass is written out, `g_L = W_{L+1}`, `g_{l-1} = (g_l * phi'(z_l)) W_l`, `s = -g_0`, in ordinary
-        torch operations: it needs no graph, works under `torch.no_grad`, and can be differentiated and compiled.
+        torch operations: it needs no graph, works under `torch.no_grad`, and can be differentiated and compiled. Where
+        a layer is no plain `nn.Linear`, autograd takes the gradient.
         """
+        if not all(map(plain, self.layers)):
+            return self._descent(x, cond)
         if has_torch_function_unary(x):  # the reader is recording: it takes this call as one operation
             return handle_torch_function(EnergyMLP.score, (x,), self, x, cond)
         rows = self._flat(x)
         _, slopes = self._preactivations(rows, self.shifts(cond, rows), 1)
-        *hidden, last = self._linears()
+        *hidden, last = self._linears(biased=False)
         gradient = last.weight.squeeze(0)
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
             gradient = (gradient * slope) @ layer.weight
         return gradient.neg().reshape(x.shape)
+
+    def _descent(self, x: Tensor, cond: Tensor | float | None) -> Tensor:
+        """The score, whatever the layers are."""
+        if traced():
+            gradient: Tensor = torch.func.grad(lambda x: self(x, cond).sum())(x)
+            return gradient.neg()
+        differentiable = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = leaf(x)
+            (gradient,) = torch.autograd.grad(self(point, cond).sum(), point, create_graph=differentiable)
+        return gradient.neg()
 
 
 _NETWORKS: dict[str, type[ScoreMLP] | type[EnergyMLP]] = {"ScoreMLP": ScoreMLP, "EnergyMLP": EnergyMLP}
@@ -225,15 +263,32 @@ def save_network(path: str | os.PathLike[str], network: ScoreMLP | EnergyMLP) ->
         network: a `ScoreMLP` or an `EnergyMLP`; a network of your own is better kept by safetensors itself.
 
     Raises:
-        TypeError: a network of another class.
+        TypeError: a network of another class, or one whose layers were replaced, wrapped, parametrized or pruned.
         OSError: the file cannot be written; what was there before is untouched.
     """
     if type(network) not in _NETWORKS.values():
         raise TypeError(f"network must be a ScoreMLP or an EnergyMLP, got {type(network).__name__}")
-    first, *rest = network._linears()
-    sizes = {"dim": network.dim, "width": first.out_features, "depth": len(rest), "cond_dim": network.cond_dim}
+    first, *rest = network.layers
+    width = getattr(first, "out_features", 1)
+    sizes = {"dim": network.dim, "width": width, "depth": len(rest), "cond_dim": network.cond_dim}
     about = {"class": type(network).__name__, "activation": network.activation, **sizes}
+    with torch.device("meta"):
+        bare = type(network)(activation=network.activation, **sizes)
+    found, wanted = _parts(network), _parts(bare)
+    if found != wanted:
+        odd = ", ".join(sorted(name for name in found | wanted if found.get(name) != wanted.get(name)))
+        raise TypeError(
+            f"network is not as {type(network).__name__} builds it ({odd}), so that load_network could not build it: "
+            f"undo this first, by torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove or "
+            f"merging an adapter into its nn.Linear"
+        )
     checkpoint.write(path, "network", about, network.state_dict())
+
+
+def _parts(network: nn.Module) -> dict[str, object]:
+    """What `load_network` has to find again: the class of every module, the shape of every tensor."""
+    modules = {name: type(module) for name, module in network.named_modules(remove_duplicate=False)}
+    return {**modules, **{name: tensor.shape for name, tensor in network.state_dict().items()}}
 
 
 def load_network(path: str | os.PathLike[str]) -> ScoreMLP | EnergyMLP:
@@ -255,11 +310,22 @@ def load_network(path: str | os.PathLike[str]) -> ScoreMLP | EnergyMLP:
     return network
 
 
-def _check_sizes(dim: int, width: int, depth: int, cond_dim: int) -> None:
-    _checks.count("dim", dim)
-    _checks.count("width", width)
-    _checks.count("depth", depth)
-    _checks.count("cond_dim", cond_dim, minimum=0)
+def _named(prefix: str, layers: nn.ModuleList) -> list[tuple[str, nn.Module]]:
+    return [(f"{prefix}.{index}", layer) for index, layer in enumerate(layers)]
+
+
+def plain(layer: nn.Module) -> bool:
+    """Whether a layer is an `nn.Linear` and nothing else, so that its weight and bias say what it does."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is nn.Linear and not hooked
+
+
+def _linear(name: str, layer: nn.Module, *, biased: bool = True) -> nn.Linear:
+    """The layer, if it is plain."""
+    if isinstance(layer, nn.Linear) and plain(layer) and (not biased or layer._parameters["bias"] is not None):
+        return layer
+    what = type(layer).__name__ if type(layer) is not nn.Linear else "Linear with a hook or without a bias"
+    raise TypeError(f"{name} must be a plain nn.Linear here, got a {what}")
 
 
 def _activation(name: str) -> Activation:
@@ -277,7 +343,8 @@ def _activation(name: str) -> Activation:
 
 def _gain(activation: Activation) -> float:
     """`1 / sqrt(E phi(Z)^2)` for a standard normal Z, by the trapezoidal rule on [-8, 8]."""
-    z = torch.linspace(-8, 8, 1601, dtype=torch.float64)
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    second_moment = float((activation(z).square() * density).sum() * 0.01)
+    with _disable_current_modes():  # a number also where networks are built of fake tensors
+        z = torch.linspace(-8, 8, 1601, dtype=torch.float64, device="cpu")
+        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        second_moment = float((activation(z).square() * density).sum() * 0.01)
     return 1 / math.sqrt(second_moment)

@@ -31,7 +31,7 @@ def resolve_seed(seed: int | None = None, generator: torch.Generator | None = No
     """
     check_seed(seed, generator)
     if seed is not None:
-        return seed
+        return _checks.whole("seed", seed)
     device = generator.device if generator is not None else torch.device("cpu")
     high, low = torch.randint(0, 2**32, (2,), dtype=torch.int64, generator=generator, device=device).tolist()
     return int(high << 32 | low)
@@ -73,8 +73,8 @@ def normal(
         TypeError: an argument of a wrong type, by name.
         ValueError: a number outside its range, by name.
     """
-    n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
-    made = _ops.normal(n, width, seed, stream, step, first_chain, dtype, _device(device))
+    numbers = _arguments(shape, seed, stream, step, first_chain, dtype)
+    made = _ops.normal(*numbers, dtype, _device(device))
     return made.reshape(tuple(shape))
 
 
@@ -89,8 +89,8 @@ def rademacher(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Signs +-1, each with probability one half, of `shape` `[B, *event]`; arguments and errors as of `normal`."""
-    n, width = _arguments(shape, seed, stream, step, first_chain, dtype)
-    made = _ops.rademacher(n, width, seed, stream, step, first_chain, dtype, _device(device))
+    numbers = _arguments(shape, seed, stream, step, first_chain, dtype)
+    made = _ops.rademacher(*numbers, dtype, _device(device))
     return made.reshape(tuple(shape))
 
 
@@ -105,27 +105,26 @@ def uniform(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniforms in (0, 1], one per chain, `[n]`; otherwise arguments and errors are those of `normal`."""
-    _checks.count("n", n, 0)
-    _arguments((n,), seed, stream, step, first_chain, dtype)
+    n = _checks.count("n", n, 0)
+    _, _, seed, stream, step, first_chain = _arguments((n,), seed, stream, step, first_chain, dtype)
     return _ops.uniform(n, seed, stream, step, first_chain, dtype, _device(device))
 
 
 def _arguments(
     shape: Sequence[int], seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype
-) -> tuple[int, int]:
-    """(rows, features) of a checked request."""
+) -> tuple[int, int, int, int, int, int]:
+    """(rows, features, seed, stream, step, first chain) of a checked request, Python's ints."""
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
-    for size in shape:
-        _checks.count("shape", size, 0)
+    sizes = [_checks.count("shape", size, 0) for size in shape]
     if len(shape) < 1:
         raise ValueError("shape must have a batch dimension, got ()")
-    _checks.integer("seed", seed, 0, 2**64)
-    _checks.integer("stream", stream, 0, 256)
-    _checks.integer("step", step, 0, 2**32)
-    _checks.integer("first_chain", first_chain, 0, 2**56 - shape[0] + 1)
+    seed = _checks.integer("seed", seed, 0, 2**64)
+    stream = _checks.integer("stream", stream, 0, 256)
+    step = _checks.integer("step", step, 0, 2**32)
+    first_chain = _checks.integer("first_chain", first_chain, 0, 2**56 - sizes[0] + 1)
     _checks.floating_dtype("dtype", dtype)
-    return shape[0], math.prod(shape[1:])
+    return sizes[0], math.prod(sizes[1:]), seed, stream, step, first_chain
 
 
 def _device(device: torch.device | str | None) -> torch.device:

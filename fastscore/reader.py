@@ -21,7 +21,7 @@ concatenated or added, before or after the activations; reshapes of the event; c
 output, and an added multiple of x; scales and offsets feature by feature, `(x - mean) / std` say, that are the same
 for all rows; the gradient of such an energy by `torch.autograd.grad` with `create_graph=True`; weights computed from
 parameters (`torch.nn.utils.parametrizations`), `torch.func.functional_call` on ordinary tensors, tied and frozen
-parameters, checkpointing, dropout that is off.
+parameters, checkpointing, dropout that is off, `torch.optim.swa_utils.AveragedModel` of any of these.
 
 Declined: other operations on x (piecewise linear activations among them), fewer than one hidden layer, dropout that is
 on and other random numbers, statistics and counters that a call changes, hooks, autocast, Python values read from
@@ -43,14 +43,17 @@ from typing import Any
 import torch
 import torch.utils._python_dispatch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
+from fastscore._products import traced
 from fastscore._reading.guard import Guard
 from fastscore._reading.program import Program, Reading, assemble
 from fastscore._reading.record import Call, DeclinedError, Recorder
 from fastscore._reading.rules import RULES
 from fastscore._reading.snapshot import Snapshot, UnwatchableError
 from fastscore._reading.symbols import OPAQUE, Affine, Descent, Input, Symbol
-from fastscore.networks import EnergyMLP, ScoreMLP
+from fastscore._reading.walk import HOOKS
+from fastscore.networks import EnergyMLP, ScoreMLP, plain
 
 __all__ = ["Reading", "read", "reason"]
 
@@ -114,7 +117,8 @@ def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Re
     Returns:
         The reading for this x and cond, with everything in it live, or None.
     """
-    if _traced():
+    fn = _averaged(fn)
+    if traced():
         return _own(fn, x, cond)
     if not _readable(x, cond):
         return None
@@ -127,11 +131,11 @@ def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Re
 
 def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> str:
     """Why `read` returns None for these arguments, as far as is known; records fn once more."""
-    if _traced():
+    if traced():
         return "inside torch.compile and torch.func only ScoreMLP and EnergyMLP are read"
     if not _readable(x, cond):
         return "x or cond is not an ordinary dense tensor, or autocast or a global module hook is on"
-    rows = min(x.shape[0], _ROWS)
+    fn, rows = _averaged(fn), min(x.shape[0], _ROWS)
     few = cond[:rows] if cond is not None and cond.shape[:1] == x.shape[:1] else cond
     try:
         roots = _roots(fn)
@@ -147,9 +151,10 @@ def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> 
     return found or (f"{recorder.lost} of x has no rule" if recorder.lost else "it is not a chain of layers")
 
 
-def _traced() -> bool:
-    """Whether torch.compile or a transform of torch.func looks on."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+def _averaged(fn: Any) -> Any:
+    """The module whose forward is all that an `AveragedModel` calls; anything else as it is."""
+    plain_call = type(fn) is AveragedModel and "forward" not in vars(fn) and not any(vars(fn).get(n) for n in HOOKS)
+    return fn.module if plain_call else fn
 
 
 def _own(fn: Any, x: Tensor, cond: Any) -> Reading | None:
@@ -162,7 +167,7 @@ def _own(fn: Any, x: Tensor, cond: Any) -> Reading | None:
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return None
-    if "forward" in net.__dict__ or any(type(layer) is not torch.nn.Linear for layer in net.layers):
+    if "forward" in net.__dict__ or not all(plain(layer) and layer.bias is not None for layer in net.layers):
         return None
     mlp, rows = net.structure(), x.flatten(1)
     if rows.shape[1] != mlp.dim or any(weight.dtype != x.dtype for weight in mlp.weights):

@@ -230,6 +230,15 @@ class GaussianMixture:
         self._axes = roots.square(), vectors
         return self._axes
 
+    def _stiffness(self, scale: Tensor) -> float | None:
+        """The largest eigenvalue of A P A, A = diag(scale), P the components' precision; None where they differ."""
+        if self.lipschitz is None:
+            return None
+        inverse = self._exact[1][0]
+        if inverse.shape[-1] == 1:
+            return float((inverse.squeeze(-1) * scale).max()) ** 2
+        return float(torch.linalg.svdvals(inverse * scale)[0]) ** 2
+
     def _lipschitz(self) -> float | None:
         factor = self._factor
         if not torch.equal(factor, factor[:1].expand_as(factor)):

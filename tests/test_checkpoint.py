@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import fastscore
 from fastscore import CheckpointError, checkpoint, noise, targets
@@ -323,6 +324,38 @@ def test_other_modules_are_not_saved(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="network must be a ScoreMLP or an EnergyMLP, got"):
             fastscore.save_network(tmp_path / "net", other)
     assert list(tmp_path.iterdir()) == []
+
+
+CHANGES = {
+    "wrapped": lambda net: net.layers.__setitem__(1, nn.Sequential(net.layers[1])),
+    "weight_norm": lambda net: parametrizations.weight_norm(net.layers[1]),
+    "prune": lambda net: prune.l1_unstructured(net.layers[1], "weight", 0.5),
+    "no bias": lambda net: setattr(net.layers[1], "bias", None),
+    "subclass": lambda net: net.layers.__setitem__(1, type("Mine", (nn.Linear,), {})(8, 8)),
+    "resized": lambda net: net.layers.__setitem__(1, nn.Linear(8, 9)),
+    "condition": lambda net: setattr(net.condition, "embed", nn.Sequential(net.condition.embed)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_that_could_not_be_loaded_is_not_saved(change: str, tmp_path: Path) -> None:
+    net = fastscore.ScoreMLP(2, width=8, cond_dim=1)
+    CHANGES[change](net)
+    name = r"condition\.embed" if change == "condition" else r"layers\.1"
+    with pytest.raises(TypeError, match=rf"network is not as ScoreMLP builds it \({name}.*undo this first"):
+        fastscore.save_network(tmp_path / "net", net)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_tied_weights_are_saved_one_by_one(layer: bool, tmp_path: Path) -> None:
+    net, x = fastscore.ScoreMLP(2, width=8, depth=3), torch.randn(4, 2)
+    if layer:
+        net.layers[2] = net.layers[1]
+    else:
+        net.layers[2].weight = net.layers[1].weight
+    fastscore.save_network(tmp_path / "net", net)
+    assert torch.equal(fastscore.load_network(tmp_path / "net")(x), net(x))
 
 
 def good(folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fastscore import (
     EnergyMLP,
     ScoreMLP,
+    denoising_score_matching,
     divergence,
     implicit_score_matching,
     jacobian,
@@ -101,6 +103,14 @@ def test_seeds_that_vary_cost_two_compilations(net: nn.Module) -> None:
     for seed in (4, 5, 6, 2**40):
         torch.testing.assert_close(compiled(X, seed), loss(X, seed))
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("loss", [partial(denoising_score_matching, sigma=0.3), sliced_score_matching])
+def test_a_seed_drawn_inside(loss: Callable[..., Tensor]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: loss(NORMALISED, x), fullgraph=True, backend="aot_eager")
+    assert torch.isfinite(compiled(X))
+    assert compiled(X) != compiled(X)
 
 
 @pytest.mark.parametrize("change", ["hook", "forward", "layer"])

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastscore import ScoreMLP, implicit_score_matching, noise
@@ -64,9 +64,14 @@ def work(rank: int, folder: str) -> None:
             loss.backward()
             found = [p.grad.full_tensor() if kind == "fsdp" else p.grad for p in net.parameters()]
             torch.testing.assert_close(found, expected(trace), rtol=1e-10, atol=1e-10)
-    sharded = fully_shard(network(), mesh=init_device_mesh("cpu", (RANKS,)))
-    with pytest.raises(ValueError, match="score_fn is sharded by fully_shard"):
-        implicit_score_matching(sharded, mine)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    inside = network()
+    for layer in inside.layers:
+        fully_shard(layer, mesh=mesh)
+    old = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    for sharded in (fully_shard(network(), mesh=mesh), inside, old):
+        with pytest.raises(ValueError, match=r"sharded by FSDP.* shard only the module that holds the loss"):
+            implicit_score_matching(sharded, mine)
     Path(folder, f"passed {rank}").touch()
     dist.destroy_process_group()
 

@@ -301,12 +301,12 @@ DYNAMICS = (
     + over("n_samples", lambda s, v: fs.LangevinDynamics(s).sample(dim=2, n_samples=v), COUNTS)
     + [
         (ValueError, r"give x .* or dim .*, got neither", lambda s: fs.LangevinDynamics(s).sample()),
-        (
-            ValueError,
-            r"dim must be the event's shape of x \[2\], got 3",
-            lambda s: fs.LangevinDynamics(s).sample(X, dim=3),
-        ),
+        (ValueError, "give noise_scale or temperature", lambda s: fs.LangevinDynamics(s, 0.1, 1.0, temperature=0.5)),
     ]
+    + over("noise_scale", lambda s, v: fs.LangevinDynamics(s, 0.1, v), STEP_SIZES[:9])
+    + over("decay", lambda s, v: fs.LangevinDynamics(s, decay=v), [(0.1, ValueError, r"must be 0, got 0\.1")])
+    + over("integrator", lambda s, v: fs.LangevinDynamics(s, integrator=v), [("heun", ValueError, ".*, got 'heun'")])
+    + over("model_kwargs", lambda s, v: fs.LangevinDynamics(s).sample(X, model_kwargs=v), [(3, TypeError, ".* got 3")])
 )
 
 FIRST_CHAINS = [
@@ -402,7 +402,7 @@ LOSSES = (
             *STEP_SIZES[:8],
             (torch.tensor([0.1, 0.2, 0.0, 0.3]), ValueError, r"must be finite and > 0, got 0\.0"),
             (torch.ones(3), ValueError, r"must be a number or have shape \[4\], got \[3\]"),
-            (torch.ones(4, 1), ValueError, r"must be a number or have shape \[4\], got \[4, 1\]"),
+            (torch.ones(4, 2), ValueError, r"must be a number or have shape \[4\], got \[4, 2\]"),
             (torch.ones(4, device="meta"), ValueError, "is on meta, x on cpu"),
             ([0.1, 0.2, 0.3, 0.4], TypeError, r"must be a number or a tensor, got \[0\.1"),
         ],

@@ -7,7 +7,10 @@ import math
 import pytest
 import scipy.integrate
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import fastscore
 from fastscore import networks
@@ -234,3 +237,70 @@ def test_a_network_of_another_dtype_is_named(use: str) -> None:
         call()
     with torch.autocast("cpu", torch.bfloat16):
         assert ScoreMLP(2)(x.bfloat16()).shape == x.shape
+
+
+class Adapted(nn.Module):
+    """What LoRA makes of a layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.down, self.up = layer, nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+CHANGES = {
+    "adapter": lambda layer: Adapted(layer).double(),
+    "sequence": lambda layer: nn.Sequential(layer, nn.Tanh()),
+    "parametrized": parametrizations.weight_norm,
+    "no bias": lambda layer: nn.Linear(layer.in_features, layer.out_features, bias=False).double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_put_in_the_place_of_others_are_called(change: str) -> None:
+    """Wrapped layers count in the value, the energy's score, its trace (eager, chunked, compiled) and the gradients."""
+    torch._dynamo.reset()
+    score, energy, x = network(ScoreMLP, 3, 8), network(EnergyMLP, 3, 8), data(6, 3).requires_grad_()
+    for net in (score, energy):
+        net.layers[1] = CHANGES[change](net.layers[1])
+    h = F.silu(score.layers[1](F.silu(score.layers[0](x))))
+    torch.testing.assert_close(score(x), score.layers[2](h))
+
+    (slope,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    torch.testing.assert_close(energy.score(x), -slope)
+    trace = -torch.stack([torch.autograd.grad(slope[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(3)])
+    inner = list(energy.layers[1].parameters())
+    expected = torch.autograd.grad(trace.sum(), inner, allow_unused=True, materialize_grads=True)
+    compiled = torch.compile(lambda x: fastscore.divergence(energy.score, x).trace, backend="aot_eager", fullgraph=True)
+    for found in (*(fastscore.divergence(energy.score, x, chunk_size=n).trace for n in (None, 4)), compiled(x)):
+        torch.testing.assert_close(found, trace.sum(0))
+        mine = torch.autograd.grad(found.sum(), inner, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(mine, expected)
+    with torch.no_grad():
+        assert not energy.score(x.detach()).requires_grad
+    with pytest.raises(TypeError, match=r"layers\.1 must be a plain nn\.Linear here, got a"):
+        score.structure()
+
+
+@pytest.mark.parametrize("kind", [ScoreMLP, EnergyMLP])
+def test_networks_built_without_numbers(kind: type[ScoreMLP] | type[EnergyMLP]) -> None:
+    """On the meta device, then filled; of fake tensors."""
+    whole, x = kind(3, 8, cond_dim=1), torch.randn(4, 3)
+    for assign in (False, True):
+        with torch.device("meta"):
+            net = kind(3, 8, cond_dim=1)
+        net = net if assign else net.to_empty(device="cpu")
+        net.load_state_dict(whole.state_dict(), assign=assign)
+        assert torch.equal(net(x, 0.3), whole(x, 0.3))
+    with FakeTensorMode():
+        assert len(kind(3, 8, cond_dim=1)(torch.randn(4, 3), 0.3)) == 4
+
+
+def test_new_weights_are_drawn_for_the_condition_too() -> None:
+    net = ScoreMLP(3, 8, cond_dim=2)
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    net.reset_parameters()
+    assert [name for name, weight in net.state_dict().items() if torch.equal(weight, before[name])] == ["layers.2.bias"]
+    assert net.condition.embed.bias.abs().max() < net.condition.embed.in_features**-0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
@@ -292,13 +293,58 @@ def test_a_step_size_beyond_the_targets_bound_is_warned_of() -> None:
     target = targets.Gaussian([0.0, 0.0], [0.25, 1.0])
     x = torch.zeros(2, 2)
     for step_size in (0.51, torch.tensor(0.51), torch.tensor([0.51, 0.1])):
-        with pytest.warns(UserWarning, match=r"step_size 0.51 is above 2 / lipschitz = 0.5 of the target"):
+        with pytest.warns(UserWarning, match=r"step_size 0.51 is above 2 / L = 0.5, L the largest precision"):
             fastscore.langevin_dynamics(target, x, step_size=step_size, n_steps=1, seed=0)
     fastscore.langevin_dynamics(target, x, step_size=0.5, n_steps=1, seed=0)
     fastscore.langevin_dynamics(lambda x: target.score(x), x, step_size=0.51, n_steps=1, seed=0)
 
 
-def test_an_energy_is_not_taken_for_a_log_density() -> None:
-    energy = fastscore.EnergyMLP(2)
-    with pytest.raises(TypeError, match=r"got the energy of an EnergyMLP: give lambda x: -network\(x\)"):
-        mala(energy, start(4, 2), step_size=0.1, n_steps=1)
+def wells(dim: int, cond_dim: int = 0) -> fastscore.EnergyMLP:
+    """An energy set by hand: steep walls at 3 on either side of every coordinate, and something in between."""
+    torch.manual_seed(4)
+    network = fastscore.EnergyMLP(dim, width=32, depth=1, activation="softplus", cond_dim=cond_dim)
+    first, last = network.layers
+    with torch.no_grad():
+        weight, bias, out = torch.randn(32, dim), torch.randn(32), torch.randn(1, 32)
+        for i in range(2 * dim):
+            weight[i], bias[i], out[0, i] = 0.0, -12.0, 6.0
+            weight[i, i // 2] = 4.0 * (-1) ** i
+        for layer, name, value in ((first, "weight", weight), (first, "bias", bias), (last, "weight", out)):
+            getattr(layer, name).copy_(value)
+    return network
+
+
+@pytest.mark.parametrize("n", [64, N])
+def test_mala_takes_an_energy_network_for_what_it_is(n: int) -> None:
+    """Its law is exp(-E), by quadrature; its samples those of -E as a log density, in C and step by step."""
+    energy, x = wells(1), start(n, 1)
+    run: dict[str, Any] = {"step_size": 0.1, "n_steps": 200 if n == N else 20, "seed": 4}
+    made, told = mala(energy, x, return_diagnostics=True, **run)
+    assert torch.equal(made, mala(lambda x: -energy(x), x, **run))
+    assert 0.5 < float(told["acceptance_rate"].mean()) < 0.99
+    if n == N:
+        grid = torch.linspace(-8, 8, 4001)
+        mass = (-energy(grid[:, None]).detach().double()).exp().cumsum(0)
+        law = kstest(made[:, 0].numpy(), lambda v: np.interp(v, grid.numpy(), (mass / mass[-1]).numpy()))
+        assert law.pvalue > 1e-5
+
+
+@pytest.mark.parametrize("n", [64, 256])
+def test_mala_hands_on_a_condition(n: int) -> None:
+    energy, x, cond = wells(2, cond_dim=1), start(n, 2), torch.linspace(-1, 1, n)[:, None]
+    run: dict[str, Any] = {"step_size": 0.2, "n_steps": 10, "seed": 4}
+    made = mala(energy, x, cond=cond, **run)
+    torch.testing.assert_close(made, mala(lambda x: -energy(x, cond), x, **run), rtol=1e-5, atol=1e-5)
+    alone = mala(energy, x[7:8], cond=cond[7:8], first_chain=7, **run)
+    torch.testing.assert_close(made[7:8], alone, rtol=1e-5, atol=1e-5)
+    score = mala(lambda x, c: -energy(x, c), x, score_fn=energy.score, cond=cond, **run)
+    torch.testing.assert_close(score, made, rtol=1e-4, atol=1e-4)
+
+
+def test_the_acceptance_rate_is_over_all_steps_with_a_burn_in_too() -> None:
+    run: dict[str, Any] = {"step_size": 0.5, "n_steps": 20, "seed": 0, "return_diagnostics": True}
+    _, plain = mala(quartic, start(50, 2), **run)
+    for burn_in in (5, 20):
+        assert torch.equal(
+            mala(quartic, start(50, 2), burn_in=burn_in, **run)[1]["acceptance_rate"], plain["acceptance_rate"]
+        )

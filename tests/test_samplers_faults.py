@@ -121,6 +121,31 @@ def test_every_sampler_keeps_a_bad_chain_apart(name: str, value: float) -> None:
         ]
 
 
+@pytest.mark.parametrize("policy", ["raise", "freeze"])
+def test_a_velocity_lost_at_the_last_step_is_found(policy: str) -> None:
+    """The score is that at the new position: NaN there reaches the velocity, and the position a step later only."""
+
+    def run(score: Any) -> Any:
+        return fastscore.underdamped_langevin(score, start(), on_nonfinite=policy, return_diagnostics=True, **OPTIONS)
+
+    if policy == "raise":
+        with pytest.raises(fastscore.NonFiniteError, match="chain 3 is not finite after step 5"):
+            run(Breaks(6, [3]))
+        return
+    (clean, _), (found, told) = run(torch.neg), run(Breaks(6, [3]))
+    assert told["first_nonfinite"].tolist() == [5 if b == 3 else -1 for b in range(8)]
+    assert bool(told["velocity"].isfinite().all()) and torch.equal(found[:3], clean[:3])
+
+
+def test_a_velocity_lost_inside_a_leap_is_found() -> None:
+    """In C, too: of a double well, whose score overflows before the position does."""
+    target, x = fastscore.targets.DoubleWell(1, barrier=1.0), torch.zeros(300, 1)
+    x[7] = 1e13
+    run: dict[str, Any] = {"step_size": 0.1, "n_steps": 1, "seed": 0, "velocity": torch.zeros(300, 1)}
+    with pytest.raises(fastscore.NonFiniteError, match="chain 7 is not finite after step 0"):
+        fastscore.underdamped_langevin(target, x, **run)
+
+
 def test_a_start_that_is_not_finite_is_found_after_the_first_step() -> None:
     x = start()
     x[6, 0] = math.inf

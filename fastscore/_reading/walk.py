@@ -35,7 +35,7 @@ CONTENTS = ("_parameters", "_buffers", "_modules")
 _LIMIT = 20_000
 _TRUSTED = frozenset({"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "builtins", "typing"})
 _TRUSTED_MODULES = ("torch.nn.modules.", "torch.nn.utils.parametri", "fastscore.networks")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"training"}
 _CODE = (types.FunctionType, types.MethodType)
 _SEQUENCES = (list, set, tuple, frozenset)
@@ -134,7 +134,7 @@ class Walk:
         kind = type(module)
         if kind.__module__.startswith("torch.") and not kind.__module__.startswith(_TRUSTED_MODULES):
             raise UnwatchableError(f"a module of type {kind.__name__}, which does more than compute")
-        if any(vars(module).get(name) for name in _HOOKS) or vars(module).get("_compiled_call_impl") is not None:
+        if any(vars(module).get(name) for name in HOOKS) or vars(module).get("_compiled_call_impl") is not None:
             raise UnwatchableError("a module with hooks, or compiled in place")
         self.modules.append(module)
         own, *places = self._look(position, _inside([name for name in vars(module) if name not in _BOOKKEEPING]))

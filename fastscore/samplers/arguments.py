@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from torch import Tensor
 from fastscore import _checks
 from fastscore.ops.noise import computed, tensor
 from fastscore.samplers import chain
-from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
+from fastscore.targets import DoubleWell, GaussianMixture
+
+if TYPE_CHECKING:
+    from fastscore.reader import Reading
 
 
 def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int, **numbers: chain.Schedule) -> _checks.Score:
@@ -48,19 +52,48 @@ def table(name: str, schedule: Callable[[int], float | Tensor], steps: range, x:
     return torch.stack(rows).view(len(steps), -1).to(computed(x.dtype))
 
 
-def warn_of_divergence(score_fn: object, step_size: chain.Schedule) -> None:
-    """Warn of a constant step size above 2 / L where the score is that of a target that knows its L."""
-    owner = getattr(score_fn, "__self__", None)
-    lipschitz = owner.lipschitz if isinstance(owner, Gaussian) else None  # a mixture's is a bound it seldom reaches
-    if lipschitz is None or callable(step_size):
+def warn_of_divergence(score_fn: object, step_size: chain.Schedule, x: Tensor, order: int = 1) -> None:
+    """Warn of a constant step size at which chains towards a mixture of one precision P, or a Gaussian, diverge.
+
+    Far from its means the score is P (m - x), that of one Gaussian. A step of first order, x + a s(x), multiplies x - m
+    by I - a P there, and is stable where a P < 2; one of second order (BAOAB, at any friction) where a^2 P < 4.
+    """
+    target = target_of(score_fn, "score", x)
+    if callable(step_size) or not isinstance(target, GaussianMixture):
         return
-    largest = float(step_size.max()) if isinstance(step_size, Tensor) else step_size
-    if largest > 2.0 / lipschitz:
-        warnings.warn(
-            f"step_size {largest:.3g} is above 2 / lipschitz = {2.0 / lipschitz:.3g} of the target: "
-            "chains may diverge, and their law is far from the target's",
-            stacklevel=3,
-        )
+    a = torch.as_tensor(step_size, dtype=torch.float64, device="cpu").detach().expand(target.dim)
+    stiffness = target._stiffness(a ** (order / 2))
+    if stiffness is None or stiffness <= 2**order * (1 + 1e-9):
+        return
+    largest, limit = float(a.max()), "2 / L" if order == 1 else "2 / sqrt(L)"
+    warnings.warn(
+        f"step_size {largest:.3g} is above {limit} = {largest * (2**order / stiffness) ** (1 / order):.3g}, "
+        "L the largest precision of the target: chains may diverge, and their law is far from the target's",
+        stacklevel=_of_the_user(),
+    )
+
+
+def _of_the_user() -> int:
+    """The stacklevel of a warning given by the caller that names the first line outside of fastscore."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastscore."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def told(fn: Callable[..., Tensor], cond: Any) -> Callable[..., Tensor]:
+    """A function with the condition as its last argument; the function itself where there is none."""
+    return fn if cond is None else lambda *given: fn(*given, cond)
+
+
+def same_for_all(reading: Reading) -> bool:
+    """Whether what a network is told is the same for all rows, to rounding: a function may know a label for each."""
+
+    def same(t: Tensor) -> bool:
+        return t.stride(0) == 0 or float((t - t[:1]).abs().max()) <= 1e-5 * float(t.abs().max())
+
+    rows = (*reading.shifts, reading.in_scale, reading.out_scale, reading.skip)
+    return all(t is None or len(t) < 2 or same(t.detach()) for t in rows)
 
 
 def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:

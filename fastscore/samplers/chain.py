@@ -12,13 +12,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscore import _checks
+from fastscore.noise import resolve_seed
 from fastscore.ops.chain import NOTHING as NOTHING
 from fastscore.ops.chain import Keep as Keep
 from fastscore.samplers.algorithm import Algorithm, Leaping, State, Tracing
@@ -107,6 +108,10 @@ class Run:
         if self.burn_in > self.n_steps:
             raise ValueError(f"burn_in must be at most n_steps {self.n_steps}, got {self.burn_in}")
 
+    def seeded(self, seed: int | None, generator: torch.Generator | None) -> Run:
+        """The same with its seed, drawn where none is given: once all else is checked, a refused call draws nothing."""
+        return replace(self, seed=resolve_seed(seed, generator))
+
     @property
     def n_kept(self) -> int:
         """States kept: every `thin`-th after the burn-in."""
@@ -169,9 +174,9 @@ class Guard:
 
     def __call__(self, old: State, new: State, k: int) -> State:
         """The state to go on with after step k."""
-        if self.policy == "ignore" or (self._look_now and not self._any_frozen() and math.isfinite(new[0].sum())):
+        if self.policy == "ignore" or (self._look_now and not self._any_frozen() and _surely_finite(new)):
             return new
-        bad = ~torch.isfinite(new[0]).flatten(1).all(1)
+        bad = ~_finite(new)
         self.first_bad = torch.where(bad & (self.first_bad < 0), k, self.first_bad)
         if self.policy == "freeze":
             frozen = self.first_bad >= 0
@@ -186,8 +191,8 @@ class Guard:
             return new
         frozen = self.first_bad >= 0
         if not self._any_frozen():
-            return new if math.isfinite(new[0].sum()) or bool(torch.isfinite(new[0]).all()) else None
-        if not bool((torch.isfinite(new[0]).flatten(1).all(1) | frozen).all()):
+            return new if _surely_finite(new) or bool(_finite(new).all()) else None
+        if not bool((_finite(new) | frozen).all()):
             return None
         return type(new)(*(torch.where(_rows(frozen, n), o, n) for o, n in zip(old, new, strict=True)))
 
@@ -297,6 +302,25 @@ def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[
         return checked
     check(name, value)
     return lambda k: value
+
+
+def _moving(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What of a state has to be finite: the position, and the velocity of a chain that has one."""
+    velocity = getattr(state, "velocity", None)
+    return state[:1] if velocity is None else (state[0], velocity)
+
+
+def _surely_finite(state: tuple[Tensor, ...]) -> bool:
+    """Whether sums already tell that all chains are; large numbers may hide it."""
+    return all(math.isfinite(part.sum()) for part in _moving(state))
+
+
+def _finite(state: tuple[Tensor, ...]) -> Tensor:
+    """Which chains are, `[B]`."""
+    first, *rest = (torch.isfinite(part).flatten(1).all(1) for part in _moving(state))
+    for other in rest:
+        first = first & other
+    return first
 
 
 def _rows(mask: Tensor, like: Tensor) -> Tensor:

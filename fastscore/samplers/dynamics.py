@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.noise import Stream, normal, resolve_seed
+from fastscore.noise import Stream, normal
 from fastscore.samplers import chain
-from fastscore.samplers.arguments import as_score, check_clamp
+from fastscore.samplers.arguments import as_score, check_clamp, prepare
 from fastscore.samplers.langevin import langevin_dynamics
 from fastscore.samplers.signatures import Diagnosed, SampleArguments
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class LangevinDynamics:
     """Langevin dynamics as an object: fix the score and the step once, then call `sample`.
 
+    Arguments stand where torchebm's class of this name has them.
+
     Args:
         score_fn: s = grad log p, as in `langevin_dynamics`; or any object with a `score` method.
         step_size: a, as in `langevin_dynamics`.
-        temperature: T, as in `langevin_dynamics`.
+        noise_scale: sqrt(T) > 0, instead of `temperature`: a number, a 0-dim tensor, or a function of the step number.
+        decay: 0, for torchebm's sake.
         clamp: (low, high), applied to the state after every step.
-        cond: handed to `score_fn` with every call.
-        on_nonfinite: "raise", "freeze" or "ignore".
         dtype: of the initial state that `sample` makes when it is given none.
         device: likewise.
+        integrator: None or "euler_maruyama", which is the step that is made.
+        temperature: T, as in `langevin_dynamics`.
+        cond: handed to `score_fn` with every call.
+        on_nonfinite: "raise", "freeze" or "ignore".
 
     Raises:
         TypeError: an argument of a wrong type, by name.
@@ -41,27 +47,49 @@ class LangevinDynamics:
         self,
         score_fn: _checks.Score,
         step_size: chain.Schedule = 1e-3,
-        *,
-        temperature: chain.Schedule = 1.0,
+        noise_scale: chain.Schedule | None = None,
+        decay: float = 0.0,
         clamp: tuple[float, float] | None = None,
-        cond: Tensor | None = None,
-        on_nonfinite: str = "raise",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        integrator: str | None = None,
+        *,
+        temperature: chain.Schedule = 1.0,
+        cond: Tensor | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         chain.schedule("step_size", step_size)
+        if noise_scale is not None:
+            if not isinstance(temperature, (int, float)) or temperature != 1:
+                raise ValueError("give noise_scale or temperature, its square, not both")
+            temperature = _squared(noise_scale)
         chain.schedule("temperature", temperature, positive=False)
+        _checks.real("decay", decay)
+        if decay != 0:
+            raise ValueError(f"decay must be 0, got {decay}: for dynamics with friction use underdamped_langevin")
+        if integrator not in (None, "euler_maruyama"):
+            raise ValueError(
+                f"integrator must be None or 'euler_maruyama', got {integrator!r}: other steps are those of "
+                "underdamped_langevin and mala"
+            )
         _checks.choice("on_nonfinite", on_nonfinite, chain.POLICIES)
         _checks.floating_dtype("dtype", dtype)
         _checks.device("device", device)
-        self.score_fn, self.dtype, self.device = as_score(score_fn), dtype, device
+        self.score_fn, self.clamp, self.dtype, self.device = as_score(score_fn), check_clamp(clamp), dtype, device
         self._arguments: dict[str, Any] = {
             "step_size": step_size,
             "temperature": temperature,
-            "clamp": check_clamp(clamp),
             "cond": cond,
             "on_nonfinite": on_nonfinite,
         }
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Of what `sample` starts from, and of a network that is the score: `torch.nn.Module.to`."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        self.device, self.dtype = device or self.device, dtype or self.dtype
+        if isinstance(network := getattr(self.score_fn, "__self__", self.score_fn), torch.nn.Module):
+            network.to(*args, **kwargs)
+        return self
 
     @overload
     def sample(
@@ -74,6 +102,7 @@ class LangevinDynamics:
         return_trajectory: bool = ...,
         *,
         return_diagnostics: Literal[True],
+        reset_schedulers: bool = ...,
         **given: Unpack[SampleArguments],
     ) -> Diagnosed: ...
     @overload
@@ -86,6 +115,7 @@ class LangevinDynamics:
         thin: int = ...,
         return_trajectory: bool = ...,
         return_diagnostics: Literal[False] = ...,
+        reset_schedulers: bool = ...,
         **given: Unpack[SampleArguments],
     ) -> Tensor: ...
     @overload
@@ -98,6 +128,7 @@ class LangevinDynamics:
         thin: int = ...,
         return_trajectory: bool = ...,
         return_diagnostics: bool = ...,
+        reset_schedulers: bool = ...,
         **given: Unpack[SampleArguments],
     ) -> chain.Output: ...
     def sample(
@@ -109,7 +140,10 @@ class LangevinDynamics:
         thin: int = 1,
         return_trajectory: bool = False,
         return_diagnostics: bool = False,
+        reset_schedulers: bool = True,
         *,
+        y: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         burn_in: int = 0,
@@ -121,12 +155,15 @@ class LangevinDynamics:
 
         Args:
             x: starting points `[B, *event]`; if None, `n_samples` draws of N(0, I) of shape `dim`.
-            dim: event shape (an int for a vector), needed when x is None.
+            dim: event shape (an int for a vector), needed when x is None, and not looked at otherwise.
             n_steps: how many steps to make.
             n_samples: how many chains, when x is None.
             thin: keep every thin-th state after the burn-in: (n_steps - burn_in) // thin of them.
             return_trajectory: return the kept states `[B, n_kept, *event]`.
             return_diagnostics: return (samples, {"mean", "var", ...}), see `langevin_dynamics`.
+            reset_schedulers: True: a function of the step number starts at 0 with every call.
+            y: `cond` of this call, where the sampler has none.
+            model_kwargs: handed to `score_fn` by name with every call.
             seed: an int in [0, 2^64), for the initial state and the noise.
             generator: where to draw the seed from instead.
             burn_in: steps before the first is counted for keeping.
@@ -141,26 +178,45 @@ class LangevinDynamics:
             TypeError: an argument of a wrong type, by name.
             ValueError: x and dim are both missing, or a number is outside its range.
         """
-        seed = resolve_seed(seed, generator)
-        event = tuple(dim) if isinstance(dim, Sequence) else (dim,)
-        if dim is not None and isinstance(x, Tensor) and x.shape[1:] != event:
-            raise ValueError(f"dim must be the event's shape of x {list(x.shape[1:])}, got {dim}")
+        kept: dict[str, Any] = {
+            "n_steps": n_steps,
+            "thin": thin,
+            "burn_in": burn_in,
+            "return_trajectory": return_trajectory,
+            "return_diagnostics": return_diagnostics,
+            "checkpoint": checkpoint,
+            "checkpoint_every": checkpoint_every,
+            "progress": progress,
+        }
+        score_fn, arguments = self._at(y, model_kwargs)
+        _checks.flag("reset_schedulers", reset_schedulers)
+        if not reset_schedulers and (callable(arguments["step_size"]) or callable(arguments["temperature"])):
+            raise ValueError("reset_schedulers must be True, got False: to go on, give langevin_dynamics first_step=")
         if x is None:
             if dim is None:
                 raise ValueError("give x (starting points) or dim (the shape of an event), got neither")
+            event = dim if isinstance(dim, Sequence) else (dim,)
             shape = (_checks.count("n_samples", n_samples), *(_checks.count("dim", d) for d in event))
+            like = torch.empty(shape, dtype=self.dtype, device=self.device)
+            prepare(score_fn, like, 0, **{name: arguments[name] for name in ("step_size", "temperature")})
+            seed, generator = chain.Run(**kept).seeded(seed, generator).seed, None
             x = normal(shape, seed=seed, stream=Stream.INITIAL, dtype=self.dtype, device=self.device)
-        return langevin_dynamics(
-            self.score_fn,
-            x,
-            n_steps=n_steps,
-            thin=thin,
-            burn_in=burn_in,
-            return_trajectory=return_trajectory,
-            return_diagnostics=return_diagnostics,
-            seed=seed,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            progress=progress,
-            **self._arguments,
-        )
+        made: chain.Output = langevin_dynamics(score_fn, x, seed=seed, generator=generator, **kept, **arguments)
+        return made
+
+    def _at(self, y: Tensor | None, model_kwargs: Mapping[str, Any] | None) -> tuple[_checks.Score, dict[str, Any]]:
+        """The score at the conditions of one call, and the arguments of the sampler for it."""
+        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+            raise TypeError(f"model_kwargs must be a dict, got {model_kwargs!r}")
+        arguments = self._arguments | {"clamp": check_clamp(self.clamp)}
+        if y is not None:
+            if arguments["cond"] is not None or "y" in (model_kwargs or {}):
+                raise ValueError("give a condition once: y, cond of the sampler, or model_kwargs['y']")
+            arguments["cond"] = y
+        return (partial(self.score_fn, **model_kwargs) if model_kwargs else self.score_fn), arguments
+
+
+def _squared(noise_scale: chain.Schedule) -> chain.Schedule:
+    """The temperature of a scale of the noise."""
+    scale = chain.schedule("noise_scale", noise_scale)
+    return (lambda k: scale(k) * scale(k)) if callable(noise_scale) else noise_scale * noise_scale

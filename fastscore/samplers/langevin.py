@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.noise import resolve_seed
 from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
@@ -274,8 +273,7 @@ def langevin_dynamics(
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
     score_fn = prepare(score_fn, x, first_chain, step_size=step_size, temperature=temperature)
-    warn_of_divergence(score_fn, step_size)
-    seed = resolve_seed(seed, generator)
+    warn_of_divergence(score_fn, step_size, x)
     run = chain.Run(
         n_steps=n_steps,
         burn_in=burn_in,
@@ -286,18 +284,17 @@ def langevin_dynamics(
         return_trajectory=return_trajectory,
         return_diagnostics=return_diagnostics,
         progress=progress,
-        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
-        settings={"step_size": step_size, "temperature": temperature, "clamp": clamp, "cond": cond},
-    )
+        settings={"step_size": step_size, "temperature": temperature, "clamp": check_clamp(clamp), "cond": cond},
+    ).seeded(seed, generator)
     algorithm = Langevin(
         score_fn,
         step_size=step_size,
         temperature=temperature,
         clamp=clamp,
         cond=cond,
-        seed=seed,
+        seed=run.seed,
         first_chain=first_chain,
         dtype=x.dtype,
     )

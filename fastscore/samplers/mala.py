@@ -10,22 +10,21 @@ from torch import Tensor
 
 from fastscore import _checks
 from fastscore.networks import EnergyMLP
-from fastscore.noise import resolve_seed
 from fastscore.ops import _cpu_target
 from fastscore.ops.langevin import langevin_step
 from fastscore.ops.metropolis import accept
 from fastscore.ops.noise import computed
 from fastscore.reference.metropolis import MalaState as MalaState
 from fastscore.reference.metropolis import Proposal
-from fastscore.samplers import chain
-from fastscore.samplers.analytic import Known, announce, density
-from fastscore.samplers.arguments import as_tensor, prepare, table
+from fastscore.samplers import analytic, chain
+from fastscore.samplers.analytic import Known, announce
+from fastscore.samplers.arguments import as_tensor, prepare, table, told
 from fastscore.samplers.signatures import Diagnosed, MalaArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-LogProb = Callable[[Tensor], Tensor]
+LogProb = Callable[..., Tensor]
 
 
 class Mala:
@@ -41,11 +40,13 @@ class Mala:
         *,
         step_size: chain.Schedule,
         score_fn: _checks.Score | None = None,
+        cond: Tensor | None = None,
         seed: int,
         first_chain: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.log_prob, self.score_fn = _density(log_prob, score_fn)
+        density, gradient = _density(log_prob, score_fn)
+        self.log_prob, self.score_fn = told(density, cond), gradient and told(gradient, cond)
         self.step_size = chain.schedule("step_size", step_size)
         self.seed, self.first_chain, self.dtype = seed, first_chain, dtype
         self.known = Known(self.log_prob)
@@ -81,7 +82,7 @@ class Mala:
     def _target(self, x: Tensor) -> _cpu_target.Target | None:
         if self.dtype != torch.float32 or not self.known(x):
             return None
-        return _cpu_target.of(density(self.log_prob, self.score_fn, x), x)
+        return _cpu_target.of(analytic.density(self.log_prob, self.score_fn, x), x)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p `[B]` and its gradient at x, in x's dtype."""
@@ -122,6 +123,7 @@ def mala(
     score_fn: _checks.Score | None = None,
     burn_in: int = 0,
     thin: int = 1,
+    cond: Tensor | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     first_chain: int = 0,
@@ -140,13 +142,15 @@ def mala(
 
     Args:
         log_prob: log p up to a constant, `[B, *event]` -> `[B]`, whose gradient autograd takes; or a target, an object
-            with `log_prob` and `score`. For an energy E, give `lambda x: -E(x)`.
+            with `log_prob` and `score`; or an `EnergyMLP` E, for p = exp(-E). Of any other energy, give
+            `lambda x: -E(x)`. At a temperature T, give log p / T, and T times the step size.
         x: starting points, `[B, *event]`; not changed.
         step_size: a > 0, a time, as in `langevin_dynamics`; an acceptance rate near 0.57 is best in many dimensions.
         n_steps: how many steps to make.
         score_fn: grad log p, where it is cheaper than autograd.
         burn_in: as in `langevin_dynamics`, as are the arguments that follow.
         thin: keep every thin-th state.
+        cond: handed to `log_prob` and `score_fn` with every call, as their second argument.
         seed: an int in [0, 2^64).
         generator: where to draw the seed from instead.
         first_chain: the global index of row 0.
@@ -169,7 +173,6 @@ def mala(
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
     prepare(_density(log_prob, score_fn)[0], x, first_chain, step_size=step_size)
-    seed = resolve_seed(seed, generator)
     run = chain.Run(
         n_steps=n_steps,
         burn_in=burn_in,
@@ -180,13 +183,18 @@ def mala(
         return_trajectory=return_trajectory,
         return_diagnostics=return_diagnostics,
         progress=progress,
-        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
-        settings={"step_size": step_size},
-    )
+        settings={"step_size": step_size, "cond": cond},
+    ).seeded(seed, generator)
     algorithm = Mala(
-        log_prob, step_size=step_size, score_fn=score_fn, seed=seed, first_chain=first_chain, dtype=x.dtype
+        log_prob,
+        step_size=step_size,
+        score_fn=score_fn,
+        cond=cond,
+        seed=run.seed,
+        first_chain=first_chain,
+        dtype=x.dtype,
     )
     announce(algorithm.log_prob, x, None, n_steps)
     state, output = chain.run_chain(algorithm, x, run)
@@ -196,14 +204,14 @@ def mala(
 
 
 def _density(log_prob: Any, score_fn: _checks.Score | None) -> tuple[LogProb, _checks.Score | None]:
-    """(log p, grad log p or None) of a function, or of an object that has them as methods."""
+    """(log p, grad log p or None) of a function, of an object that has them as methods, or of an energy."""
     if score_fn is not None:
         _checks.callable_("score_fn", score_fn)
+    if isinstance(log_prob, EnergyMLP):
+        return lambda *given: -log_prob(*given), score_fn
     if callable(method := getattr(log_prob, "log_prob", None)):
         return method, score_fn or getattr(log_prob, "score", None)
     _checks.callable_("log_prob", log_prob)
-    if isinstance(log_prob, EnergyMLP):
-        raise TypeError("log_prob must be a log density, got the energy of an EnergyMLP: give lambda x: -network(x)")
     return log_prob, score_fn
 
 

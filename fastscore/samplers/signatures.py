@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class MalaArguments(Steps, Random, total=False):
     """Of `mala`."""
 
     score_fn: _checks.Score | None
+    cond: Tensor | None
 
 
 class Ladder(TypedDict):
@@ -94,11 +95,14 @@ class AnnealedArguments(Ladder, Random, total=False):
     temperature: float
     denoise: bool
     clamp: tuple[float, float] | None
+    cond: Tensor | None
 
 
 class SampleArguments(TypedDict, total=False):
     """Of `LangevinDynamics.sample`, by name only."""
 
+    y: Tensor | None
+    model_kwargs: Mapping[str, Any] | None
     seed: int | None
     generator: torch.Generator | None
     burn_in: int

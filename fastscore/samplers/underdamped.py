@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.noise import Stream, resolve_seed
+from fastscore.noise import Stream
 from fastscore.ops import _cpu_target
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import Known, announce, compiled
-from fastscore.samplers.arguments import as_tensor, prepare, table
+from fastscore.samplers.arguments import as_tensor, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, KineticArguments
 
 if TYPE_CHECKING:
@@ -190,11 +190,12 @@ def underdamped_langevin(
         ValueError: a wrong shape or device, or a number outside its range, by name.
     """
     score_fn = prepare(score_fn, x, first_chain, step_size=step_size, temperature=temperature)
+    _checks.scalar("friction", friction)
     if velocity is not None:
         _checks.floating("velocity", velocity)
         _checks.same_shape("velocity", velocity, "x", x)
         _checks.same_device("velocity", velocity, "x", x)
-    seed = resolve_seed(seed, generator)
+    warn_of_divergence(score_fn, step_size, x, order=2)
     run = chain.Run(
         n_steps=n_steps,
         burn_in=burn_in,
@@ -205,20 +206,20 @@ def underdamped_langevin(
         return_trajectory=return_trajectory,
         return_diagnostics=return_diagnostics,
         progress=progress,
-        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         settings={"step_size": step_size, "friction": friction, "temperature": temperature, "cond": cond},
     )
     if velocity is None and first_step:
         raise ValueError(f"velocity is needed to go on with a chain, got None with first_step {first_step}")
+    run = run.seeded(seed, generator)
     algorithm = Underdamped(
         score_fn,
         step_size=step_size,
         friction=friction,
         temperature=temperature,
         cond=cond,
-        seed=seed,
+        seed=run.seed,
         first_chain=first_chain,
         dtype=x.dtype,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastscore.ops import chain as ops
 from fastscore.reader import Reading, read
-from fastscore.samplers.arguments import target_of
+from fastscore.samplers.arguments import same_for_all, target_of
 from fastscore.targets import GaussianMixture
 
 
@@ -39,7 +39,7 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
     if reading is None:
         return None
     scales = (reading.in_scale, reading.out_scale, reading.skip)
-    if cond is None:
+    if cond is None and same_for_all(reading):
         return ops.Network(reading.mlp, tuple(reading.shifts), scales, reading.kind == "energy_score")
     rows = tuple(None if scale is None else scale.expand(len(x), 1).contiguous() for scale in scales)
     return ops.Network(reading.mlp, tuple(reading.shifts), rows, reading.kind == "energy_score", per_chain=True)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | No
         return _noisy(target, sigmas)
     found = [_network(score_fn, x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)) for sigma in sigmas]
     readings = [reading for reading in found if reading is not None]
-    if len(readings) < len(sigmas):
+    if len(readings) < len(sigmas) or not all(map(same_for_all, readings)):
         return None
     shifts = tuple(map(_stacked, zip(*(reading.shifts for reading in readings), strict=True)))
     scales = tuple(map(_stacked, zip(*((r.in_scale, r.out_scale, r.skip) for r in readings), strict=True)))
