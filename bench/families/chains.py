@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -293,9 +292,11 @@ def _of_ziglang() -> ctypes.CDLL | None:
     """The kernels as a machine without a compiler of its own gets them, from the package `ziglang`."""
     if importlib.util.find_spec("ziglang") is None:
         return None
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_cpu_build, "_folder", lambda: contextlib.nullcontext(Path(folder))))
-        stack.enter_context(mock.patch.object(_cpu_build.shutil, "which", lambda name: None))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(_cpu_build, "_cache", lambda: Path(folder)),
+        mock.patch.object(_cpu_build.shutil, "which", lambda name: None),
+    ):
         return _cpu_build._find(build=True)
 
 
