@@ -91,7 +91,7 @@ def _store(modifiers: list[str], operands: Sequence[str]) -> Step:
 def _copy(modifiers: list[str], operands: Sequence[str]) -> Step:
     """cp.async: from global to shared memory, done at once; what the source has not is 0."""
     if not operands or "wait_group" in modifiers:
-        return lambda machine, mask: None
+        return nothing(modifiers, operands)
     to, source, size, *given = operands
 
     def step(machine: Machine, mask: Mask | None) -> None:
@@ -111,11 +111,11 @@ def _copy(modifiers: list[str], operands: Sequence[str]) -> Step:
 
 def _barrier(modifiers: list[str], operands: Sequence[str]) -> Step:
     if modifiers[0] == "warp":
-        return lambda machine, mask: None
+        return nothing(modifiers, operands)
     return lambda machine, mask: machine.barrier(mask)
 
 
-def _nothing(modifiers: list[str], operands: Sequence[str]) -> Step:
+def nothing(modifiers: list[str], operands: Sequence[str]) -> Step:
     """What orders accesses that are in order here."""
     return lambda machine, mask: None
 
@@ -126,5 +126,5 @@ OPERATIONS: dict[str, Callable[[list[str], Sequence[str]], Step]] = {
     "cp": _copy,
     "bar": _barrier,
     "barrier": _barrier,
-    "fence": _nothing,
+    "fence": nothing,
 }

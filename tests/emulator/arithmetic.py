@@ -108,7 +108,7 @@ def _by_kind(**functions: Function) -> Callable[[list[str], Sequence[str]], Step
         for name, function in functions.items():
             if name in modifiers or name == modifiers[-1][0]:
                 return _same(function)(modifiers, operands)
-        raise NotImplementedError(modifiers)
+        raise NotImplementedError(".".join(modifiers))
 
     return make
 

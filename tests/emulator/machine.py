@@ -29,10 +29,6 @@ NEVER_WRITTEN = 0x7FC0DEAD7FC0DEAD  # not a number, in float32 and in float64
 Mask = NDArray[np.bool_]
 
 
-class UnsupportedError(Exception):
-    """An instruction that this machine does not know."""
-
-
 def run(program: Program, grid: Sequence[int], arguments: Sequence[int | float], memory: Global, shared: int) -> None:
     """Run a kernel: `arguments` in order, an address for a pointer; `shared` bytes a block."""
     parameters = {
@@ -184,4 +180,4 @@ def step(instruction: Instruction) -> Callable[[Machine, Mask | None], None]:
     for operations in (arithmetic.OPERATIONS, access.OPERATIONS, warp.OPERATIONS):
         if name in operations:
             return operations[name](modifiers, instruction.operands)
-    raise UnsupportedError(str(instruction))
+    raise NotImplementedError(str(instruction))

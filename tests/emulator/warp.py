@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.emulator.access import addresses
+from tests.emulator.access import addresses, nothing
 from tests.emulator.arithmetic import DTYPES, Mask, Step, from_bfloat16, vector
 from tests.emulator.memory import Values
 
@@ -183,7 +183,7 @@ def _described(machine: Machine, operand: str, kind: str, shape: tuple[int, int]
 def _multiply_by_four(modifiers: list[str], operands: Sequence[str]) -> Step:
     """wgmma: a product of four warps, done at once here; its factors are in shared memory, or the left in registers."""
     if modifiers[0] != "mma_async":
-        return lambda machine, mask: None
+        return nothing(modifiers, operands)
     kind = modifiers[5]
     columns, depth = map(int, modifiers[3].removeprefix("m64n").split("k"))
     to, (left, right, more, _, _, *turned) = vector(operands[0]), operands[1:]
