@@ -9,6 +9,9 @@ import triton
 
 from bench.audit import Case
 
+FAMILIES = ("mlp_", "dual_")
+"""How their operations' names begin."""
+
 # The pointers that only some networks have, by what they have.
 _DEEP = frozenset(("w2_ptr", "b2_ptr", "u2_ptr", "m_ptr", "dz2_ptr", "gd2_ptr", "w2_t_ptr", "m_t_ptr", "d1_ptr"))
 _DIRECT = frozenset(("c_ptr", "gd1_sums_ptr"))
@@ -21,22 +24,26 @@ def entries() -> list[dict[str, Any]]:
     """Their part of the launch table."""
     from fastscore_kernels import table
 
-    return [entry for entry in table.entries() if entry["operation"].startswith(("mlp_", "dual_"))]
+    return [entry for entry in table.entries() if entry["operation"].startswith(FAMILIES)]
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    """Architectures with, for every entry of theirs, networks with and without what adds to a kernel's registers."""
+    """Every entry on each of its architectures, for each kind of network."""
     for entry in entries():
-        dual, deep = entry["operation"].startswith("dual"), entry["operation"].endswith("upper")
         for architecture in entry["architectures"]:
-            yield architecture, case(entry)
-            if dual:
-                yield architecture, case(entry, probe="normal")
-                continue
-            yield architecture, case(entry, residual=True)
-            yield architecture, case(entry, traced=False)
-            if not deep:
-                yield architecture, case(entry, depth=1)
+            yield from ((architecture, one) for one in kinds(entry))
+
+
+def kinds(entry: dict[str, Any]) -> Iterator[Case]:
+    """An entry's kernel for networks with and without what adds to its registers."""
+    yield case(entry)
+    if entry["operation"].startswith("dual"):
+        yield case(entry, probe="normal")
+        return
+    yield case(entry, residual=True)
+    yield case(entry, traced=False)
+    if not entry["operation"].endswith("upper"):
+        yield case(entry, depth=1)
 
 
 def case(

@@ -19,15 +19,20 @@ def entries() -> list[dict[str, Any]]:
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    """Architectures with, for every entry of theirs, the plainest network and the one that has everything."""
+    """Every entry on each of its architectures, for each kind of network."""
     for entry in entries():
         for architecture in entry["architectures"]:
-            yield architecture, case(entry)
-            yield architecture, case(entry, residual=True, shifted=True)
-            if entry["operation"].startswith("energy"):
-                yield architecture, case(entry, traced=False)
-            if entry["operation"].startswith(("estimate", "curvature")):
-                yield architecture, case(entry, probe="normal")
+            yield from ((architecture, one) for one in kinds(entry))
+
+
+def kinds(entry: dict[str, Any]) -> Iterator[Case]:
+    """An entry's kernel for the plainest network and the one that has everything."""
+    yield case(entry)
+    yield case(entry, residual=True, shifted=True)
+    if entry["operation"].startswith("energy"):
+        yield case(entry, traced=False)
+    if entry["operation"].startswith(("estimate", "curvature")):
+        yield case(entry, probe="normal")
 
 
 def case(

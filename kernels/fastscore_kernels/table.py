@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-_TABLE = Path(__file__).with_name("launch.json")
+PATH = Path(__file__).with_name("launch.json")
 
 
 @functools.cache
 def options(operation: str, device: torch.device, precision: str, width: int, dim: int) -> dict[str, int] | None:
     """The options of the first entry that fits: its architecture, its precision, sizes no larger than its own."""
-    architecture = _architecture(device)
+    here = architecture(device)
     for entry in entries():
         if (
             entry["operation"] == operation
-            and architecture in entry["architectures"]
+            and here in entry["architectures"]
             and entry["precision"] == precision
             and width <= entry["width"]
             and dim <= entry["dim"]
@@ -41,10 +41,10 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def _read() -> dict[str, Any]:
-    return dict(json.loads(_TABLE.read_text()))
+    return dict(json.loads(PATH.read_text()))
 
 
-def _architecture(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
     """Such as "sm_90" or "gfx942"; the interpreter, on a CPU, takes what an sm_90 takes."""
     if device.type != "cuda":
         return "sm_90"

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from bench import audit, audit_chain, audit_mlp, audit_whole
+from bench import audit, audit_chain, audit_mlp, audit_whole, tune
 from fastscore.ops._cpu_program import Noise
 from fastscore.ops.mlp_curvature import Curvature
 from fastscore.ops.mlp_forms import Draw, Quadratic, Tangents
@@ -150,3 +150,17 @@ def test_the_launcher_asks_for_the_audited_kernel(name, precision, monkeypatch):
     entry = next(e for e in audit_whole.entries() if wanted.items() <= e.items() and "sm_90" in e["architectures"])
     case = audit_whole.case({**entry, "dim": dim}, traced="score" not in name)
     assert made.asm["ptx"] == case.compile("sm_90").ptx
+
+
+def test_a_measured_tile_that_spills_is_not_adopted():
+    entry = next(
+        one
+        for one in table.entries()
+        if (one["operation"], one["precision"], one["width"], one["dim"]) == ("mlp_forward", "tf32", 64, 16)
+        and "sm_90" in one["architectures"]
+    )
+    assert not tune.faults(entry, "sm_90")
+    assert any("spills" in one for one in tune.faults({**entry, "options": {**entry["options"], **WIDE}}, "sm_90"))
+
+
+WIDE = {"ROWS": 128, "BLOCK": 256, "num_warps": 4}

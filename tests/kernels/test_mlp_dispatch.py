@@ -128,10 +128,6 @@ def test_the_smallest_entry_that_fits():
     assert table.options("mlp_upper", cpu, "tf32", 64, 129) is None
 
 
-def test_the_table_says_where_it_comes_from():
-    assert table.provenance()["measured"] is False
-
-
 TOLD = """
 import torch
 from fastscore_kernels.launch import float32_products

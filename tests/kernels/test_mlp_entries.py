@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 
 import fastscore
+from bench.tune import rounding
 from fastscore.ops import mlp as ops
 from fastscore.reference import mlp as reference
 from tests.kernels.test_mlp_layers import DEVICE, KINDS, Case
@@ -21,22 +20,11 @@ ERROR = {"ieee": 2e-5, "tf32x3": 2e-5, "tf32": 1e-2, "bf16": 8e-2}
 
 def _entries():
     """Precision, width and dim of this device's entries; in the interpreter, of the narrow ones of an sm_90."""
-    architecture = table._architecture(torch.device(DEVICE))
+    architecture = table.architecture(torch.device(DEVICE))
     for entry in table.entries():
         here = entry["operation"] == "mlp_forward" and architecture in entry["architectures"]
         if here and (DEVICE == "cuda" or entry["width"] == 64):
             yield entry["precision"], entry["width"], entry["dim"]
-
-
-@contextlib.contextmanager
-def rounding(precision: str):
-    """What makes the launchers choose a precision."""
-    try:
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(("precision", "width", "dim"), sorted(set(_entries())))
@@ -49,7 +37,7 @@ def test_every_entry_against_float64(precision, width, dim):
     for dtype, backend in ((torch.float64, "torch"), (torch.float32, "triton")):
         leaves = [w.to(DEVICE, dtype).requires_grad_() for w in weights]
         mlp = reference.MLP(tuple(leaves), (None,) * 3, ("silu", "tanh"), (False, False))
-        with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest"):
+        with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest", DEVICE):
             values = ops.score_and_trace(mlp, x.to(DEVICE, dtype))
             total = values[0].square().sum() / 2 + values[1].sum()
             found.append([*values, *torch.autograd.grad(total, leaves)])
@@ -62,7 +50,7 @@ def test_every_entry_against_float64(precision, width, dim):
 def test_every_repeat_has_the_same_bits(kind, precision):
     probes = ops.Probes(seed=3) if kind == "dual" else None
     case = Case(rows=130 if DEVICE == "cuda" else 9, dim=2, **KINDS.get(kind, {"widths": (40, 33), "probes": probes}))
-    with rounding(precision):
+    with rounding(precision, DEVICE):
         first = case.fused("xuwb")
         for _ in range(REPEATS):
             again = case.fused("xuwb")

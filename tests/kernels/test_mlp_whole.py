@@ -201,7 +201,7 @@ def test_large_and_small_inputs(energy, power):
 
 def _entries():
     """This device's entries; in the interpreter, those of an sm_90, over fewer features."""
-    architecture = table._architecture(torch.device(DEVICE))
+    architecture = table.architecture(torch.device(DEVICE))
     for entry in table.entries():
         kind, _, depth = entry["operation"].partition("_")
         if kind in ("trace", "estimate", "energy", "curvature") and architecture in entry["architectures"]:
