@@ -20,7 +20,6 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -32,14 +31,14 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
+from bench.audit_hazards import hazards, placeless
+
 AMD = "gfx942"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", AMD)
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, AMD: 64 * 1024}
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC"}
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_PLACE = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
-_STEP = re.compile(r'\s*(?:(%[\w-]+).*? = )?"?([\w.]+)"?(.*)')
 _OPCODE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
 
 
@@ -74,8 +73,7 @@ class Case:
 
     def lowered(self, architecture: str) -> str:
         """What the compiler proper would be given, as a digest: a change that is not this kernel's leaves it."""
-        placeless = _PLACE.sub("", ttir(self, architecture))
-        return hashlib.sha256(placeless.encode()).hexdigest()[:16]
+        return hashlib.sha256(placeless(ttir(self, architecture)).encode()).hexdigest()[:16]
 
     def compile(self, architecture: str) -> Report | Amd:
         """What the compiler makes of it for an architecture."""
@@ -146,73 +144,6 @@ class Amd(NamedTuple):
         """What no shipped kernel may have."""
         found = {"spills": self.spilled, "more shared memory than there is": self.shared > SHARED_LIMIT[AMD]}
         return [what for what, there in found.items() if there]
-
-
-def hazards(ttir: str, precision: str = "") -> list[str]:
-    """What no kernel may have in Triton's own terms: a product in another precision than it says, rows of 32 bits."""
-    stated = {
-        "": r"inputPrecision|xbf16> \* tensor<\w+xbf16>",
-        **dict.fromkeys(("bf16", "bf16x6"), r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>"),
-    }.get(precision, rf"inputPrecision = {precision}\b")
-    found = {
-        "a product without its precision": not all(re.search(stated, dot) for dot in re.findall(r"tt\.dot .*", ttir)),
-        "a row's number in 32 bits": _wraps(ttir),
-    }
-    return [what for what, there in found.items() if there]
-
-
-def _wraps(ttir: str) -> bool:
-    """Whether an address is made of a 32-bit product that may pass 2^31, as rows times features do.
-
-    One factor comes of how many samples there are or of the number of a program, which on all axes but the first counts
-    the tiles of a layer, 2^8 at most; the other, unless it is a constant, may have 31 bits.
-    """
-    constants = re.findall(r"(%[\w-]+) = arith\.constant (?:dense<)?(-?\d+)\b", ttir)
-    known = {name: int(value).bit_length() for name, value in constants}
-    bits, wrapped, before = dict.fromkeys(("%n_rows", "%n_chains"), 31), set[str](), -1
-    steps = list(_steps(_PLACE.sub("", ttir)))
-    while before < (before := sum(bits.values()) + len(wrapped)):  # what loops carry comes round
-        for made, operation, of, rest in steps:
-            if operation == "tt.addptr" and of[1] in wrapped:
-                return True
-            if operation in ("tt.addptr", "tt.load", "arith.cmpi"):
-                continue
-            given = of[1:] if operation in ("arith.remsi", "arith.select") else of
-            found = max((bits[one] for one in given if one in bits), default=0)
-            if operation == "tt.get_program_id":
-                found = 31 if rest.startswith(" x") else 8
-            elif operation == "arith.muli" and found:
-                found = sum(bits.get(one, known.get(one, 31)) for one in of)
-            if found:
-                bits[made] = max(bits.get(made, 0), min(found, 31))
-            if wrapped.intersection(given) or (found > 31 and rest.rstrip(">").endswith("i32")):
-                wrapped.add(made)
-    return False
-
-
-def _steps(ttir: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """Every operation's result, name, operands and the rest of its line; of loops, what they count, take and give."""
-    regions: list[tuple[str, list[str]]] = []
-    for line in ttir.splitlines():
-        if line.lstrip().startswith("}") and not line.endswith("{"):
-            regions.pop()
-        if not (step := _STEP.fullmatch(line)):
-            continue
-        made, operation, rest = step.groups(default="")
-        of, carried = re.findall(r"%[\w-]+", rest), list[str]()
-        if operation == "scf.for":
-            counter, _, end, _, *both = of
-            carried = both[::2]
-            yield from ((name, operation, [one], "") for name, one in zip(carried, both[1::2], strict=True))
-            yield counter, operation, [end], ""
-        elif operation == "scf.yield":
-            result, carried = regions[-1]
-            yield from ((name, operation, [one], "") for name, one in zip(carried, of, strict=False))
-            yield result, operation, of, ""
-        elif made:
-            yield made, operation, of, rest
-        if line.endswith("{"):
-            regions.append((made, carried))
 
 
 def target(architecture: str) -> GPUTarget:

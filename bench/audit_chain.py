@@ -70,14 +70,15 @@ class Chain:
     params: tuple[Any, ...]
     n_features: int
     options: dict[str, int]
+    precision: str
+    """What its products are made in; "" where there are none."""
     clamp: tuple[float, float] | None = None
-    freeze: bool = False
 
     def made_of(self) -> str:
         """What its machine code depends on, as a digest."""
         from fastscore_kernels import chain
 
-        given = _kinds(self.params), self.n_features, self.options, self.clamp, self.freeze, SIZES
+        given = _kinds(self.params), self.n_features, self.options, self.clamp, SIZES
         return audit.digest(chain.chain_kernel, audit.text(self.score), *given)
 
     def lowered(self, architecture: str) -> str:
@@ -89,11 +90,11 @@ class Chain:
         from fastscore_kernels import chain
 
         x, ones = torch.zeros(64, self.n_features), torch.ones(10)
-        given = {**SIZES, "clamp": self.clamp, "freeze": self.freeze, "options": self.options}
+        given = {**SIZES, "clamp": self.clamp, "options": self.options}
         with driver(architecture):
             grid, call, _ = chain.chain_call(self.score, self.params, x, ones, ones, **given)
             built = chain.chain_kernel.warmup(grid=grid, **call)
-        return audit.read(built, self.options["BLOCK_CHAINS"] * self.n_features)
+        return audit.read(built, self.options["BLOCK_CHAINS"] * self.n_features, self.precision)
 
 
 def _kinds(param: Any) -> Any:
@@ -172,14 +173,16 @@ def analytic(name: str, architecture: str) -> Chain | None:
         return None
     options = chain_scores.launch_options(dim, full, torch.device("cpu"))
     assert options is not None
-    asked: dict[str, Any] = {"n_features": dim, "options": options, "clamp": (-1.0, 1.0), "freeze": True}
+    asked: dict[str, Any] = {"n_features": dim, "options": options, "clamp": (-1.0, 1.0)}
     if "double well" in name:
-        return Chain(f"chain {name}", chain_scores.double_well, (torch.ones(()),), **asked)
+        return Chain(f"chain {name}", chain_scores.double_well, (torch.ones(()),), precision="", **asked)
     precision = "ieee" if full and dim > 8 and architecture == audit.AMD else "bf16x6"
     levels = (10,) if "ladder" in name else ()
     precisions = torch.ones(*levels, k, dim, *[dim] * full)
     params = chain_scores.pack(torch.zeros(k, dim), precisions, torch.zeros(*levels, k), precision)
-    return Chain(f"chain {name}", chain_scores.gaussian if k == 1 else chain_scores.mixture, params, **asked)
+    return Chain(
+        f"chain {name}", chain_scores.gaussian if k == 1 else chain_scores.mixture, params, precision=precision, **asked
+    )
 
 
 def network(
@@ -211,4 +214,4 @@ def network(
         (f" {activation}" if activation != "silu" else "") + " residual" * residual + " condition a chain" * per_chain
     )
     score = chain_mlp.energy_mlp if energy else chain_mlp.score_mlp
-    return Chain(name, score, tuple(params), dim, options)
+    return Chain(name, score, tuple(params), dim, options, precision)

@@ -54,7 +54,7 @@ def _most(device: str) -> int:
 
 
 def _case(batch: int, dim: int) -> Case:
-    return training._case(batch, dim, 2, 128, training.ALL, False)
+    return training.case_of(batch, dim, 2, 128, training.ALL, False)
 
 
 def on_gpu(batch: int, dim: int, name: str) -> float:

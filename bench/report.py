@@ -66,9 +66,9 @@ def newest(device: str, folder: Path = FOLDER) -> Results | None:
     return max(found, key=lambda results: str(results["machine"]["date"]), default=None)
 
 
-def others(folder: Path = FOLDER) -> list[Results]:
+def others() -> list[Results]:
     """What was measured on further machines, for comparison."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("other*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("other*.json"))]
 
 
 def _two_digits(figure: float) -> str:

@@ -274,6 +274,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the comparison of the losses")
     parser.add_argument("--out", type=Path, default=Path("out"))
     options = parser.parse_args(given)
+    if options.part == "picture" and not (options.out / "landau.json").exists():
+        parser.error(f"--part picture draws what is in {options.out / 'landau.json'}, which is not there")
     if options.quick:
         options.particles, options.steps, options.loss_steps, options.fit_steps, options.rounds = 2500, 10, 10, 300, 3
     return options

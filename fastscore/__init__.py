@@ -15,6 +15,7 @@ Example:
 
 from fastscore import checkpoint, metrics, noise, samplers, targets
 from fastscore._config import use_backend
+from fastscore._network_file import load_network, save_network
 from fastscore.checkpoint import CheckpointError
 from fastscore.diagnostics import diagnose
 from fastscore.divergence import divergence, jacobian, laplacian
@@ -25,7 +26,7 @@ from fastscore.losses import (
     implicit_score_matching,
     sliced_score_matching,
 )
-from fastscore.networks import EnergyMLP, ScoreMLP, load_network, save_network
+from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.samplers import (
     Interrupted,
     LangevinDynamics,

@@ -160,10 +160,11 @@ def evaluate(score_fn: Score, x: Tensor, cond: Tensor | None = None) -> Tensor:
 
     A score that differentiates by x finds no graph where x needs no gradient, and is then called again.
     """
+    needs_graph = x.requires_grad  # before a score that sets it is called
     try:
         score = score_fn(x) if cond is None else score_fn(x, cond)
     except RuntimeError as error:
-        if "does not require grad" not in str(error) or x.requires_grad or _transformed(x):
+        if "does not require grad" not in str(error) or needs_graph or _transformed(x):
             raise
         if torch.is_grad_enabled():
             return evaluate(score_fn, x.detach().requires_grad_(), cond)

@@ -99,7 +99,7 @@ def forms(
         if x.device.type == "cpu" and first and first // len(x) % _GIVE_BACK == 0:
             give_back()
         right = directions(x, first, start, stop)
-        left = right if weight is None else _weighted(right, weight)
+        left = right if weight is None else weighted(right, weight)
         value, aux, product, mode = products(*function(cond), x, left, right)
         if whole:
             return Forms(value, aux, product, mode)
@@ -131,8 +131,8 @@ def forms(
     return Forms(torch.cat([p.value for p in done]), aux, torch.cat([p.kept for p in done], dim=1), done[0].mode)
 
 
-def _weighted(v: Tensor, weight: Tensor) -> Tensor:
-    """`C' v` for v `[C, B, *event]` and C `[D, D]` or `[B, D, D]`."""
+def weighted(v: Tensor, weight: Tensor) -> Tensor:
+    """`C' v` for v `[K, B, *event]` and C `[D, D]` or `[B, D, D]`."""
     return torch.matmul(v.flatten(2).unsqueeze(2), weight).reshape(v.shape)
 
 

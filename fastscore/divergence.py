@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore import _checks, _structured
+from fastscore import _checks, _plan, _structured
 from fastscore._forms import Forms, Twice, basis, forms, wide
+from fastscore._plan import EXACT_FEATURES as EXACT_FEATURES
+from fastscore._plan import Plan, Request, check, features
 from fastscore._products import Aux
-from fastscore._structured import EXACT_FEATURES as EXACT_FEATURES
-from fastscore._structured import Plan, Request, check, features
 from fastscore._terms import squared_norm
 
 
@@ -109,7 +109,7 @@ def divergence(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain, weight)
     how.check("score_fn", score_fn, x)
-    return carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
+    return carry_out(_plan.plan(score_fn, x, cond, how), score_fn, x, cond, how)
 
 
 def carry_out(
@@ -144,8 +144,8 @@ def jacobian(score_fn: _checks.Score, x: Tensor, *, cond: Any = None, chunk_size
                  [0., 6.]]])
     """
     check("score_fn", score_fn, x, chunk_size)
-    reading = _structured.read(score_fn, x, cond, ("score",))
-    if reading is not None:
+    reading = _plan.read(score_fn, x, cond)
+    if reading is not None and not reading.is_energy:
         return _structured.jacobian(reading, x, chunk_size)
     found = forms(_score(score_fn), x, cond, basis, features(x), chunk_size=chunk_size, whole=True)
     stacked = found.kept.flatten(2)  # [D, B, D]: columns of J in forward mode, rows in reverse mode
@@ -195,7 +195,7 @@ def laplacian(
     """
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain, weight)
     how.check("energy_fn", energy_fn, x)
-    plan = _structured.plan(energy_fn, x, cond, how, energy=True)
+    plan = _plan.plan(energy_fn, x, cond, how, energy=True)
     if plan.reading is not None:
         fast = _structured.energy(plan.reading, x, how, plan.exact)
         assert fast.energy is not None

@@ -1,6 +1,6 @@
 """What `divergence`, `laplacian` and the losses would run for a callable, what it costs, and why; without running it.
 
-The choice is not made here: it is the `fastscore._structured.Plan` that those functions carry out.
+The choice is not made here: it is the `fastscore._plan.Plan` that those functions carry out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscore import _checks, _forms, _structured, reader
-from fastscore._structured import Plan, Request, features
+from fastscore import _checks, _forms, _plan, _structured, reader
+from fastscore._plan import Plan, Request, features
 from fastscore._watch import Watch
 from fastscore.divergence import energies
 from fastscore.ops import mlp as ops
@@ -107,7 +107,7 @@ def explain(
     how = Request(trace, n_probes, probe, chunk_size, None, None, weight=weight)
     energy = of == "laplacian"
     how.check("energy_fn" if energy else "score_fn", fn, x)
-    plan = _structured.plan(fn, x, cond, how, energy=energy)
+    plan = _plan.plan(fn, x, cond, how, energy=energy)
     if plan.reading is None:
         return _generic(plan, fn, x, cond, how, energy)
     return _recognised(plan, plan.reading, x, how)

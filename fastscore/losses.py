@@ -12,9 +12,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fastscore import _checks, _structured, noise
+from fastscore import _checks, _plan, _structured, noise
 from fastscore._forms import wide
-from fastscore._structured import Request
+from fastscore._plan import Request
 from fastscore._terms import REDUCTIONS, finish, noise_level, reduce, scale_of, squared_norm, true_score
 from fastscore._terms import ScoreMatchingTerms as ScoreMatchingTerms
 from fastscore.divergence import carry_out
@@ -101,7 +101,7 @@ def implicit_score_matching(
     _checks.flag("return_terms", return_terms)
     how = Request(trace, n_probes, probe, chunk_size, seed, generator, first_chain)
     how.check("score_fn", score_fn, x)
-    plan = _structured.plan(score_fn, x, cond, how)
+    plan = _plan.plan(score_fn, x, cond, how)
     if reduction != "none" and not return_terms:
         share = scale / x.shape[0] if reduction == "mean" else scale
         fused = _structured.implicit_loss(plan, x, how, share)
@@ -179,7 +179,7 @@ def sliced_score_matching(
     how = Request("hutchinson", n_probes, probe, chunk_size, seed, generator, first_chain)
     how.check("score_fn", score_fn, x)
     how = replace(how, seed=how.directions().seed, generator=None)
-    found = carry_out(_structured.plan(score_fn, x, cond, how), score_fn, x, cond, how)
+    found = carry_out(_plan.plan(score_fn, x, cond, how), score_fn, x, cond, how)
     probes = how.directions()
     squares = torch.zeros_like(found.trace)
     for k in range(n_probes):
@@ -270,9 +270,8 @@ def denoising_score_matching(
         )
         if fused is not None:
             return fused
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows, width = x.shape[0], _structured.features(x)
-    e = drawn.normal(rows, width, seed, noise.Stream.DATA, 0, first_chain, kind, x.device).view(x.shape)
+    rows, width, dtype = x.shape[0], _plan.features(x), drawn.computed(x.dtype)
+    e = drawn.normal(rows, width, seed, noise.Stream.DATA, 0, first_chain, dtype, x.device).view(x.shape)
     score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)
     residual = level * wide(score) + e if weighting == "sigma2" else wide(score) + e / level
     return reduce(0.5 * squared_norm(residual), reduction)

@@ -8,20 +8,18 @@ through the per-sample vectors `u_l`, so the closed-form trace is the same with 
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
-from torch.utils._python_dispatch import _disable_current_modes
 
-from fastscore import _checks, checkpoint
+from fastscore import _checks
+from fastscore._layers import activation_of, gain_of, named, plain, plain_linear
 from fastscore._products import leaf, traced
-from fastscore.reference.activations import ACTIVATIONS, Activation
+from fastscore.reference.activations import ACTIVATIONS
 from fastscore.reference.mlp import MLP
 
-_ONCE_DIFFERENTIABLE = ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "selu")
 _FREQUENCIES = 7  # 0.25 to 16: periods from 25 down to 0.4
 
 
@@ -38,12 +36,12 @@ class _Condition(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new weights: features, embedding and shifts of about unit variance."""
         self._draw_weights()
-        bound = _linear("condition.embed", self.embed).in_features ** -0.5
+        bound = plain_linear("condition.embed", self.embed).in_features ** -0.5
         nn.init.uniform_(self.embed.bias, -bound, bound)
 
     def _draw_weights(self) -> None:
-        for name, layer in (("condition.embed", self.embed), *_named("condition.maps", self.maps)):
-            linear = _linear(name, layer, biased=False)
+        for name, layer in (("condition.embed", self.embed), *named("condition.maps", self.maps)):
+            linear = plain_linear(name, layer, biased=False)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def forward(self, cond: Tensor) -> list[Tensor]:
@@ -63,7 +61,7 @@ class _MLP(nn.Module):
         dim, width, depth = _checks.count("dim", dim), _checks.count("width", width), _checks.count("depth", depth)
         cond_dim = _checks.count("cond_dim", cond_dim, minimum=0)
         super().__init__()
-        self.activation = _activation(activation).name
+        self.activation = activation_of(activation).name
         self.dim, self.cond_dim = dim, cond_dim
         sizes = [dim] + [width] * depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, [*sizes[1:], outputs or dim], strict=True))
@@ -85,7 +83,7 @@ class _MLP(nn.Module):
         self._draw_layers()
 
     def _draw_layers(self) -> None:
-        gain = _gain(ACTIVATIONS[self.activation])
+        gain = gain_of(ACTIVATIONS[self.activation])
         *hidden, last = self._linears()
         for index, layer in enumerate(hidden):
             fan_in = layer.in_features
@@ -105,7 +103,7 @@ class _MLP(nn.Module):
         return MLP(weights, biases, (self.activation,) * hidden, (False,) * hidden)
 
     def _linears(self, *, biased: bool = True) -> list[nn.Linear]:
-        return [_linear(name, layer, biased=biased) for name, layer in _named("layers", self.layers)]
+        return [plain_linear(name, layer, biased=biased) for name, layer in named("layers", self.layers)]
 
     def shifts(self, cond: Tensor | float | None, like: Tensor) -> list[Tensor] | None:
         """Return `u_1, ..., u_L`, `[B, width]` or `[1, width]`, for a condition; None for a network without one.
@@ -151,7 +149,7 @@ class _MLP(nn.Module):
             raise TypeError(f"x is {x.dtype}, the network {dtype}: make them one by x.to(...) or network.to(...)")
         return rows
 
-    def _preactivations(self, rows: Tensor, shifts: list[Tensor] | None, order: int) -> tuple[Tensor, list[Tensor]]:
+    def _pass(self, rows: Tensor, shifts: list[Tensor] | None, order: int) -> tuple[Tensor, list[Tensor]]:
         """The output `z_{L+1}` and, for `order` 1, the slopes `d_l = phi'(z_l)` of the hidden layers."""
         activation = ACTIVATIONS[self.activation]
         *hidden, last = self.layers
@@ -200,7 +198,7 @@ class ScoreMLP(_MLP):
             ValueError: x or cond has another shape, or cond is missing or unexpected.
         """
         rows = self._flat(x)
-        return self._preactivations(rows, self.shifts(cond, rows), 0)[0].reshape(x.shape)
+        return self._pass(rows, self.shifts(cond, rows), 0)[0].reshape(x.shape)
 
 
 class EnergyMLP(_MLP):
@@ -215,7 +213,7 @@ class EnergyMLP(_MLP):
     def forward(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
         """Return the energy `[B]` (a scalar for one sample `[dim]`); the arguments are those of `ScoreMLP.forward`."""
         rows = self._flat(x)
-        energy = self._preactivations(rows, self.shifts(cond, rows), 0)[0]
+        energy = self._pass(rows, self.shifts(cond, rows), 0)[0]
         return energy.reshape(x.shape[0] if x.dim() > 1 else ())
 
     def score(self, x: Tensor, cond: Tensor | float | None = None) -> Tensor:
@@ -230,7 +228,7 @@ class EnergyMLP(_MLP):
         if has_torch_function_unary(x):  # the reader is recording: it takes this call as one operation
             return handle_torch_function(EnergyMLP.score, (x,), self, x, cond)
         rows = self._flat(x)
-        _, slopes = self._preactivations(rows, self.shifts(cond, rows), 1)
+        _, slopes = self._pass(rows, self.shifts(cond, rows), 1)
         *hidden, last = self._linears(biased=False)
         gradient = last.weight.squeeze(0)
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
@@ -247,104 +245,3 @@ class EnergyMLP(_MLP):
             point = leaf(x)
             (gradient,) = torch.autograd.grad(self(point, cond).sum(), point, create_graph=differentiable)
         return gradient.neg()
-
-
-_NETWORKS: dict[str, type[ScoreMLP] | type[EnergyMLP]] = {"ScoreMLP": ScoreMLP, "EnergyMLP": EnergyMLP}
-
-
-def save_network(path: str | os.PathLike[str], network: ScoreMLP | EnergyMLP) -> None:
-    """Write a network to one file: its sizes as JSON, its weights as safetensors, no pickle; see `checkpoint.write`.
-
-    The file is replaced at once: a process killed meanwhile leaves the one of before. Only the network is in it, not
-    the optimizer.
-
-    Args:
-        path: the file, usually named `*.safetensors`; its folder must exist.
-        network: a `ScoreMLP` or an `EnergyMLP`; a network of your own is better kept by safetensors itself.
-
-    Raises:
-        TypeError: a network of another class, or one whose layers were replaced, wrapped, parametrized or pruned.
-        OSError: the file cannot be written; what was there before is untouched.
-    """
-    if type(network) not in _NETWORKS.values():
-        raise TypeError(f"network must be a ScoreMLP or an EnergyMLP, got {type(network).__name__}")
-    first, *rest = network.layers
-    width = getattr(first, "out_features", 1)
-    sizes = {"dim": network.dim, "width": width, "depth": len(rest), "cond_dim": network.cond_dim}
-    about = {"class": type(network).__name__, "activation": network.activation, **sizes}
-    with torch.device("meta"):
-        bare = type(network)(activation=network.activation, **sizes)
-    found, wanted = _parts(network), _parts(bare)
-    if found != wanted:
-        odd = ", ".join(sorted(name for name in found | wanted if found.get(name) != wanted.get(name)))
-        raise TypeError(
-            f"network is not as {type(network).__name__} builds it ({odd}), so that load_network could not build it: "
-            f"undo this first, by torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove or "
-            f"merging an adapter into its nn.Linear"
-        )
-    checkpoint.write(path, "network", about, network.state_dict())
-
-
-def _parts(network: nn.Module) -> dict[str, object]:
-    """What `load_network` has to find again: the class of every module, the shape of every tensor."""
-    modules = {name: type(module) for name, module in network.named_modules(remove_duplicate=False)}
-    return {**modules, **{name: tensor.shape for name, tensor in network.state_dict().items()}}
-
-
-def load_network(path: str | os.PathLike[str]) -> ScoreMLP | EnergyMLP:
-    """The network that `save_network` wrote, on the CPU, in its dtype.
-
-    Raises:
-        OSError: the file cannot be read.
-        CheckpointError: it is no checkpoint, was cut or changed since it was written, or holds another network.
-    """
-    about, weights = checkpoint.read(path, "network")
-    try:
-        made = _NETWORKS[about.pop("class")]
-        sizes = {name: about[name] for name in ("dim", "width", "depth", "activation", "cond_dim")}
-        with torch.random.fork_rng(devices=[]):  # the weights drawn first are not kept
-            network = made(**sizes).to(weights["layers.0.weight"].dtype)
-        network.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"{path} holds no network that fastscore knows: {error}") from error
-    return network
-
-
-def _named(prefix: str, layers: nn.ModuleList) -> list[tuple[str, nn.Module]]:
-    return [(f"{prefix}.{index}", layer) for index, layer in enumerate(layers)]
-
-
-def plain(layer: nn.Module) -> bool:
-    """Whether a layer is an `nn.Linear` and nothing else, so that its weight and bias say what it does."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) is nn.Linear and not hooked
-
-
-def _linear(name: str, layer: nn.Module, *, biased: bool = True) -> nn.Linear:
-    """The layer, if it is plain."""
-    if isinstance(layer, nn.Linear) and plain(layer) and (not biased or layer._parameters["bias"] is not None):
-        return layer
-    what = type(layer).__name__ if type(layer) is not nn.Linear else "Linear with a hook or without a bias"
-    raise TypeError(f"{name} must be a plain nn.Linear here, got a {what}")
-
-
-def _activation(name: str) -> Activation:
-    """The activation of that name, or a ValueError that says why and what instead."""
-    if isinstance(name, str) and name in ACTIVATIONS:
-        return ACTIVATIONS[name]
-    choices = ", ".join(map(repr, ACTIVATIONS))
-    if name in _ONCE_DIFFERENTIABLE:
-        raise ValueError(
-            f"activation {name!r} cannot be used: score matching differentiates the score, and the gradient of the "
-            f"loss needs a second derivative of the activation, which is 0 or undefined for it; use one of {choices}"
-        )
-    raise ValueError(f"activation must be one of {choices}, got {name!r}")
-
-
-def _gain(activation: Activation) -> float:
-    """`1 / sqrt(E phi(Z)^2)` for a standard normal Z, by the trapezoidal rule on [-8, 8]."""
-    with _disable_current_modes():  # a number also where networks are built of fake tensors
-        z = torch.linspace(-8, 8, 1601, dtype=torch.float64, device="cpu")
-        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        second_moment = float((activation(z).square() * density).sum() * 0.01)
-    return 1 / math.sqrt(second_moment)

@@ -62,8 +62,8 @@ def normal(
     Args:
         shape: `[B, *event]`.
         seed: an int in [0, 2^64).
-        stream: what the noise is for, a `Stream` or an int in [0, 256): streams never share a word. `Stream.DATA` and
-            `Stream.INITIAL` are for draws of one's own.
+        stream: what the noise is for, a `Stream` or an int in [0, 256): streams never share a word. One's own
+            draws may take any from 16 on: fastscore has the others.
         step: the number of the step, in [0, 2^32).
         first_chain: the global index of row 0, in [0, 2^56): row i has the noise of chain first_chain + i.
         dtype: of the result; computed in float64 for float64, else in float32.

@@ -27,16 +27,13 @@ Declined: other operations on x (piecewise linear activations among them), fewer
 on and other random numbers, statistics and counters that a call changes, hooks, autocast, Python values read from
 tensors, other in-place writes, custom autograd Functions, TorchScript, `torch.compile`d or distributed modules, tensor
 subclasses. Inside `torch.func` transforms and `torch.compile` nothing can be recorded: there `ScoreMLP`, `EnergyMLP`
-and `EnergyMLP.score` are read from their layers, and everything else is
-declined.
+and `EnergyMLP.score` are read from their layers, and everything else is declined.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import types
-import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -45,7 +42,9 @@ import torch.utils._python_dispatch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from fastscore._layers import plain
 from fastscore._products import traced
+from fastscore._reading.entries import entry_of, roots_of
 from fastscore._reading.guard import Guard
 from fastscore._reading.program import Program, Reading, assemble
 from fastscore._reading.record import Call, DeclinedError, Recorder
@@ -53,43 +52,13 @@ from fastscore._reading.rules import RULES
 from fastscore._reading.snapshot import Snapshot, UnwatchableError
 from fastscore._reading.symbols import OPAQUE, Affine, Descent, Input, Symbol
 from fastscore._reading.walk import HOOKS
-from fastscore.networks import EnergyMLP, ScoreMLP, plain
+from fastscore.networks import EnergyMLP, ScoreMLP
 
 __all__ = ["Reading", "read", "reason"]
 
 _ROWS = 3
 _SHAPES = 64
-_PATIENCE = 3  # what a first call sets up, a later one may leave alone
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-
-
-class _Entry:
-    """What is known of one callable: a snapshot over it, and a program (or None) for every kind of argument.
-
-    Attributes:
-        changes: how many recordings in a row changed what the callable sees. After `_PATIENCE` of them it is given up
-            until one of its modules changes between training and evaluation.
-    """
-
-    def __init__(self, snapshot: Snapshot, changes: int) -> None:
-        self.snapshot = snapshot
-        self.changes = changes
-        self.programs: dict[Hashable, Program | None] = {}
-        self.sized: set[Hashable] = set()
-
-    def changed(self) -> None:
-        """Note that a recording changed what the callable sees."""
-        self.changes += 1
-        if self.given_up():
-            self.programs.clear()
-
-    def given_up(self) -> bool:
-        """Whether nothing is recorded any more."""
-        return self.changes >= _PATIENCE
-
-    def holds(self, roots: tuple[Any, ...]) -> bool:
-        """Whether what is known still is true."""
-        return self.snapshot.same_modes() if self.changes >= _PATIENCE else self.snapshot.holds(*roots)
 
 
 def _energy_score(call: Call) -> Symbol:
@@ -102,7 +71,6 @@ def _energy_score(call: Call) -> Symbol:
 
 
 _RULES = {**RULES, EnergyMLP.score: _energy_score}
-_cache: dict[int, tuple[weakref.ref[Any], dict[object, _Entry]]] = {}
 
 
 def read(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> Reading | None:
@@ -138,7 +106,7 @@ def reason(fn: Callable[..., Tensor], x: Tensor, cond: Tensor | None = None) -> 
     fn, rows = _averaged(fn), min(x.shape[0], _ROWS)
     few = cond[:rows] if cond is not None and cond.shape[:1] == x.shape[:1] else cond
     try:
-        roots = _roots(fn)
+        roots = roots_of(fn)
         snapshot = Snapshot(*roots)
         with snapshot.kept(*roots) as changed, _unnoticed(snapshot) as guard:
             point = torch.ones_like(x[:rows], requires_grad=x.requires_grad)
@@ -190,8 +158,8 @@ def _readable(x: Tensor, cond: object) -> bool:
 
 def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
     """The cached program for fn and arguments like these, recorded where there is none."""
-    roots = _roots(fn)
-    entry = _entry(roots)
+    roots = roots_of(fn)
+    entry = entry_of(roots)
     batch = x.shape[0]
     batched = cond is not None and cond.dim() > 0 and cond.shape[0] == batch
     rows = min(batch, _ROWS)
@@ -231,32 +199,6 @@ def _program(fn: Any, x: Tensor, cond: Tensor | None) -> Program | None:
         entry.changes = 0
     entry.programs[key] = program
     return program
-
-
-def _roots(fn: Any) -> tuple[Any, ...]:
-    """What a callable is made of and lives as long as it does: a bound method is another one at every look."""
-    return (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn,)
-
-
-def _entry(roots: tuple[Any, ...]) -> _Entry:
-    """The cache entry of a callable, as long as nothing it can see has changed."""
-    owner, part = roots[0], id(roots[-1])
-    known = _cache.get(id(owner))
-    if known is None or known[0]() is not owner:
-        try:
-            reference = weakref.ref(owner, functools.partial(_forget, id(owner)))
-        except TypeError as error:
-            raise UnwatchableError("a callable without weak references") from error
-        known = _cache[id(owner)] = (reference, {})
-    entry = known[1].get(part)
-    if entry is None or not entry.holds(roots):
-        changes = 0 if entry is None or entry.given_up() else entry.changes
-        entry = known[1][part] = _Entry(Snapshot(*roots), changes)
-    return entry
-
-
-def _forget(key: int, _: object) -> None:
-    _cache.pop(key, None)
 
 
 def _record(fn: Any, x: Tensor, cond: Tensor | None, snapshot: Snapshot) -> tuple[Program | None, bool]:

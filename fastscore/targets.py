@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastscore import _checks, noise
 from fastscore.ops.noise import looked_on
+
+_SAMPLE = 2  # the first step of the noise of samples: starting points of chains have step 0 of the same stream
 
 Numbers: TypeAlias = Tensor | float | Sequence[float] | Sequence[Sequence[float]]
 
@@ -176,10 +178,9 @@ class GaussianMixture:
         """
         _checks.count("n", n, minimum=0)
         seed = noise.resolve_seed(seed, None)
-        z = noise.normal(
-            (n, self.dim), seed=seed, stream=noise.Stream.INITIAL, dtype=self.dtype, device=self.device
-        ).unsqueeze(-1)
-        u = noise.uniform(n, seed=seed, stream=noise.Stream.INITIAL, step=1, dtype=torch.float64, device=self.device)
+        drawn: dict[str, Any] = {"seed": seed, "stream": noise.Stream.INITIAL, "device": self.device}
+        z = noise.normal((n, self.dim), step=_SAMPLE, dtype=self.dtype, **drawn).unsqueeze(-1)
+        u = noise.uniform(n, step=_SAMPLE + 1, dtype=torch.float64, **drawn)
         component = torch.searchsorted(self._weights.cumsum(0)[:-1].to(u), u, right=True)
         means, factor = self._means.to(z)[component], self._factor.to(z)[component]
         return means + (factor * z if factor.shape[-1] == 1 else factor @ z).squeeze(-1)
@@ -330,9 +331,8 @@ class DoubleWell:
             seed: An int in [0, 2^64); drawn from torch's default CPU generator when not given.
         """
         _checks.count("n", n, minimum=0)
-        z = noise.normal(
-            (n, self.dim), seed=noise.resolve_seed(seed, None), stream=noise.Stream.INITIAL, dtype=torch.float64
-        )
+        seed = noise.resolve_seed(seed, None)
+        z = noise.normal((n, self.dim), seed=seed, stream=noise.Stream.INITIAL, step=_SAMPLE, dtype=torch.float64)
         u = torch.special.ndtr(z)
         last = len(self._points) - 2
         left = (torch.searchsorted(self._distribution, u, right=True) - 1).clamp(0, last)

@@ -14,10 +14,10 @@ LOSSES, TERMS, DIVERGENCE = "fastscore/losses.py", "fastscore/_terms.py", "fasts
 FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets.py"
 GRAPH, REPLAY = "fastscore/ops/graph.py", "tests/kernels/test_graph.py::"
 JUDGE, J = "kernels/fastscore_kernels/metropolis.py", "tests/kernels/test_metropolis.py::"
-COMPILED_CHAINS, RULE = "fastscore/ops/_cpu_source_targets.py", "fastscore/reference/metropolis.py"
+COMPILED_CHAINS, RULE = "fastscore/ops/_cpu_source_algorithms.py", "fastscore/reference/metropolis.py"
 MALA, BAOAB, CHAINS = "fastscore/samplers/mala.py", "fastscore/samplers/underdamped.py", "fastscore/samplers/chain.py"
 CHECKPOINT, BUILD = "fastscore/checkpoint.py", "fastscore/ops/_cpu_build.py"
-STEP_C, CHAIN_C = "fastscore/ops/_cpu_source.py", "fastscore/ops/_cpu_source_chain.py"
+STEP_C, MIXTURE_C = "fastscore/ops/_cpu_source.py", "fastscore/ops/_cpu_source_mixture.py"
 LAYERS_C, NETWORK_C = "fastscore/ops/_cpu_source_layers.py", "fastscore/ops/_cpu_source_network.py"
 
 L, D, U = "tests/test_losses.py::", "tests/test_divergence.py::", "tests/test_divergence_inputs.py::"
@@ -49,7 +49,7 @@ IN_TARGETS = [
     Mutant(46, "mixture: the wrong triangle", TARGETS, "self._means.t(), upper=False", "self._means.t(), upper=True", (T + "test_lipschitz_of_a_covariance_that_all_share",)),
     Mutant(47, "double well: its force", TARGETS, "-4 * self.barrier", "-2 * self.barrier", (T + "test_double_well_is_normalised_and_its_score_a_gradient",)),
     Mutant(50, "ring: another radius", TARGETS, "radius: float = 4.0", "radius: float = 4.5", ("tests/house/test_defaults.py::test_a_default_is_that_of_its_name",)),
-    Mutant(46, "the gain of another normal", "fastscore/networks.py", "torch.exp(-0.5 * z * z)", "torch.exp(-0.505 * z * z)", ("tests/test_networks.py::test_the_gain_of_the_initialisation_is_that_of_a_normal",)),
+    Mutant(46, "the gain of another normal", "fastscore/_layers.py", "torch.exp(-0.5 * z * z)", "torch.exp(-0.505 * z * z)", ("tests/test_networks.py::test_the_gain_of_the_initialisation_is_that_of_a_normal",)),
     Mutant(21, "reader: a gain without the shift", "fastscore/_reading/algebra.py", ", shifts=tuple(_product(recorder, u, by) for u in symbol.shifts)", "", ("tests/test_reader.py::test_random_architectures",)),
     Mutant(21, "reader: the second gain alone", "fastscore/_reading/algebra.py", "gain = by if moved.gain is None else _product(recorder, moved.gain, by)", "gain = by", ("tests/test_reader_wild.py::test_values_and_gradients_are_those_of_autograd",)),
     Mutant(21, "reader: a residual of two gains", "fastscore/_reading/rules.py", " or one.gain != other.gain", "", ("tests/test_reader_declined.py::test_declined_without_comparing_values",)),
@@ -71,19 +71,19 @@ IN_CHAINS = [
     Mutant(49, "annealing: a denoising that is not looked at", "fastscore/samplers/chain.py", 'if self.on_nonfinite == "ignore" or not made.numel():', "if True:", ("tests/test_samplers_faults.py::test_the_last_denoising_is_guarded",)),
     Mutant(47, "mala: a given score forgotten", MALA, "score_fn or getattr(log_prob, \"score\", None)", "getattr(log_prob, \"score\", None)", (G + "test_mala_takes_a_density_a_score_or_a_target",)),
     Mutant(47, "baoab: half a kick", BAOAB, "UnderdampedState(x, v + half * score, score)", "UnderdampedState(x, v, score)", (G + "test_one_baoab_step_is_its_formula",)),
-    Mutant(35, "a leap over what is to be kept", CHAINS, "return self.thin - (k - self.burn_in) % self.thin if", "return self.thin if", (X + "test_what_is_kept_may_be_further_apart_than_a_leap",)),
-    Mutant(49, "a frozen chain is not the first", CHAINS, "self.first_bad = torch.where(bad", "self.first_bad = torch.where(~bad", ("tests/test_samplers_faults.py::test_every_sampler_keeps_a_bad_chain_apart",)),
+    Mutant(35, "a leap over what is to be kept", "fastscore/ops/chain.py", "skipped = max(0, -((self.first - 1 - begin) // self.thin))", "skipped = 0", (X + "test_what_is_kept_may_be_further_apart_than_a_leap",)),
+    Mutant(49, "a frozen chain is not the first", "fastscore/samplers/finite.py", "self.first_bad = torch.where(bad", "self.first_bad = torch.where(~bad", ("tests/test_samplers_faults.py::test_every_sampler_keeps_a_bad_chain_apart",)),
     Mutant(53, "a checksum not looked at", CHECKPOINT, "if digest.hexdigest().encode() != found[1]:", "if False:", (K + "test_a_thousand_damaged_files_are_refused",)),
     Mutant(53, "half a file left behind", CHECKPOINT, "        part.unlink(missing_ok=True)\n", "", (K + "test_a_failed_write_leaves_what_was_there",)),
     Mutant(55, "everybody compiles", BUILD, "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", ("tests/test_faults.py::test_processes_on_one_cold_cache_compile_once_and_all_find_a_whole_library",)),
 ]
 
 IN_C = [
-    Mutant(16, "compiled: a term of the exponential", CHAIN_C, "  p = p * r + 1.3981999507e-3f;\n", "", (X + "test_a_mixtures_exponentials_are_as_accurate_as_pytorchs",)),
-    Mutant(15, "compiled: a clamp hides a NaN", CHAIN_C, "xd[i] < low ? low : (xd[i] > high ? high : xd[i])", "xd[i] > low ? (xd[i] < high ? xd[i] : high) : low", (X + "test_a_clamp_does_not_hide_a_bad_chain",)),
-    Mutant(29, "compiled: one step's noise in all", CHAIN_C, "step + (u32)k", "step", (X + "test_chains_towards_a_mixture_are_the_generic_ones",)),
+    Mutant(16, "compiled: a term of the exponential", MIXTURE_C, "  p = p * r + 1.3981999507e-3f;\n", "", (X + "test_a_mixtures_exponentials_are_as_accurate_as_pytorchs",)),
+    Mutant(15, "compiled: a clamp hides a NaN", COMPILED_CHAINS, "xd[i] < low ? low : (xd[i] > high ? high : xd[i])", "xd[i] > low ? (xd[i] < high ? xd[i] : high) : low", (X + "test_a_clamp_does_not_hide_a_bad_chain",)),
+    Mutant(29, "compiled: one step's noise in all", COMPILED_CHAINS, "step + (u32)k, stream}, chain, dim, e);\n      for (int d = 0; d < dim; d++) {\n        const float ad", "step, stream}, chain, dim, e);\n      for (int d = 0; d < dim; d++) {\n        const float ad", (X + "test_chains_towards_a_mixture_are_the_generic_ones",)),
     Mutant(42, "compiled: signs of another word", STEP_C, "32 * word, count", "32 * (3 - word), count", (X + "test_signs_are_the_references_bits",)),
-    Mutant(52, "compiled: states kept a step late", CHAIN_C, "keep(path, k + 1, state", "keep(path, k, state", ("tests/ops/test_cpu_target.py::test_states_are_kept_inside_one_run_of_the_kernel",)),
+    Mutant(52, "compiled: states kept a step late", COMPILED_CHAINS, "      }\n      keep(path, k + 1, state", "      }\n      keep(path, k, state", ("tests/ops/test_cpu_target.py::test_states_are_kept_inside_one_run_of_the_kernel",)),
     Mutant(20, "compiled: residual of a network", NETWORK_C, "residual ? z + h[2 * (m + r) + half] : z", "z", ("tests/ops/test_cpu_network.py::test_the_value_is_as_accurate_as_pytorchs",)),
     Mutant(31, "compiled: sums of one block only", LAYERS_C, "total[k + j] += sum[j];", "total[k + j] = sum[j];", (Y + "test_pull",)),
     Mutant(20, "compiled: softsign'''", LAYERS_C, "6.0f * (r2 * r2)", "3.0f * (r2 * r2)", (Y + "test_jets_err_at_most_twice_as_much_as_torch",)),

@@ -42,7 +42,7 @@ FUSED_STEP = ("tests/kernels/test_langevin.py",)
 TRITON = "kernels/fastscore_kernels/philox.py"
 FUSED = "kernels/fastscore_kernels/langevin.py"
 CHAIN = "kernels/fastscore_kernels/chain.py"
-COMPILED, T = "fastscore/ops/_cpu_source_targets.py", "tests/ops/test_cpu_target.py::"
+COMPILED, T = "fastscore/ops/_cpu_source_algorithms.py", "tests/ops/test_cpu_target.py::"
 KERNEL_MLP = (K + "test_values_and_all_gradients_match_brute_force",)
 MLP = (M + "test_values_and_all_gradients",)
 FORMS = "fastscore/ops/mlp_forms.py"
@@ -220,30 +220,29 @@ IN_TRACES = [
 IN_SAMPLERS = [
     Mutant(19, "a state in half precision", "fastscore/samplers/langevin.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", (L + "test_small_steps_are_not_lost_in_a_narrow_state",)),
     Mutant(52, "a resumed chain starts anew", "fastscore/samplers/chain.py", "step = run.first_step + k", "step = k", (S + "test_stopping_anywhere_and_going_on_gives_the_same_bits",)),
-    Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.advance(state, run.first_step + k, n)", "algorithm.advance(state, k, n)", ("tests/ops/test_cpu_chain.py::test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.leap(state, run.first_step + k, n, keep)", "algorithm.leap(state, k, n, keep)", ("tests/ops/test_cpu_chain.py::test_chains_have_the_same_bits_however_they_are_cut",)),
     Mutant(39, "every part the first", "fastscore/samplers/langevin.py", "        first_chain=first_chain,\n        dtype=x.dtype,\n", "        first_chain=0,\n        dtype=x.dtype,\n", (S + "test_every_split_of_the_batch_gives_the_same_bits",)),
-    Mutant(49, "a chain that breaks is not told of", "fastscore/samplers/chain.py", "if self.policy != \"raise\":", "if True:", (F + "test_raise_names_chain_and_step",)),
-    Mutant(18, "one bad row freezes all", "fastscore/samplers/chain.py", "bad = ~_finite(new)", "bad = ~_finite(new).all().expand(len(new[0]))", (F + "test_freeze_keeps_the_last_finite_state_and_leaves_the_others_alone",)),
-    Mutant(49, "the last bad step, not the first", "fastscore/samplers/chain.py", "bad & (self.first_bad < 0), k", "bad, k", (F + "test_the_first_bad_step_is_kept_where_a_chain_stays_broken",)),
-    Mutant(35, "what is kept, one late", "fastscore/samplers/chain.py", "divmod(k + 1 - self.burn_in, self.thin)", "divmod(k - self.burn_in, self.thin)", (S + "test_what_is_kept_is_every_thin_th_state_after_the_burn_in",)),
+    Mutant(49, "a chain that breaks is not told of", "fastscore/samplers/finite.py", "if self.policy != \"raise\":", "if True:", (F + "test_raise_names_chain_and_step",)),
+    Mutant(18, "one bad row freezes all", "fastscore/samplers/finite.py", "bad = ~_finite(new)", "bad = ~_finite(new).all().expand(len(new[0]))", (F + "test_freeze_keeps_the_last_finite_state_and_leaves_the_others_alone",)),
+    Mutant(49, "the last bad step, not the first", "fastscore/samplers/finite.py", "bad & (self.first_bad < 0), k", "bad, k", (F + "test_the_first_bad_step_is_kept_where_a_chain_stays_broken",)),
+    Mutant(35, "what is kept, one late", "fastscore/ops/chain.py", "divmod(steps - self.first, self.thin)", "divmod(steps - 1 - self.first, self.thin)", (S + "test_what_is_kept_is_every_thin_th_state_after_the_burn_in",)),
     Mutant(47, "mala: the reverse proposal", "fastscore/reference/metropolis.py", "to.log_prob - log_prob + back - forth", "to.log_prob - log_prob", (G + "test_a_proposal_is_accepted_exactly_when_its_uniform_says_so", G + "test_detailed_balance_holds_pointwise")),
     Mutant(47, "baoab: friction", "fastscore/samplers/underdamped.py", "-2.0 * self.friction * a", "-self.friction * a", (G + "test_one_baoab_step_is_its_formula",)),
-    Mutant(47, "annealing: the ladder's step sizes", "fastscore/samplers/annealed.py", "step_size * (sigma / sigmas[-1]) ** 2", "step_size * (sigma / sigmas[-1])", (L + "test_annealed_step_sizes_follow_the_ladder",)),
+    Mutant(47, "annealing: the ladder's step sizes", "fastscore/samplers/annealed.py", "(sigma / self.sigmas[-1]) ** 2 for", "(sigma / self.sigmas[-1]) for", (L + "test_annealed_step_sizes_follow_the_ladder",)),
     Mutant(47, "annealing: Tweedie's formula", "fastscore/samplers/annealed.py", "levels[-1] ** 2 * algorithm", "levels[-1] * algorithm", (L + "test_denoising_is_tweedies_formula",)),
-    Mutant(49, "triton: a frozen chain goes on", CHAIN, "tl.where((first_bad >= 0)[None, :], x, moved)", "moved", (C + "test_the_first_bad_step_of_every_chain",)),
     Mutant(52, "triton: a chain's noise starts anew", CHAIN, "first_step + k, first_chain + chains", "k, first_chain + chains", (C + "test_cuts_in_time_and_in_the_batch_change_no_bit",)),
-    Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(moved < low, low, tl.where(moved > high, high, moved))", "tl.where(moved > low, tl.where(moved < high, moved, high), low)", (C + "test_the_first_bad_step_of_every_chain",)),
+    Mutant(15, "triton: a clamp hides a NaN", CHAIN, "tl.where(x < low, low, tl.where(x > high, high, x))", "tl.where(x > low, tl.where(x < high, x, high), low)", (C + "test_a_clamp_takes_in_infinity_and_leaves_a_nan",)),
     Mutant(47, "compiled mala: the reverse proposal", COMPILED, "<= to_p[i] - p[i] + back[i] - forth[i]", "<= to_p[i] - p[i]", (T + "test_chains_are_the_generic_ones", "tests/ops/test_metropolis.py::test_values")),
     Mutant(47, "compiled baoab: the last kick", COMPILED, "velocity[d * W + i] += h * score[d * W + i]", "velocity[d * W + i] += score[d * W + i]", (T + "test_chains_are_the_generic_ones",)),
     Mutant(18, "compiled mala: a lost chain is refused", COMPILED, "state[j] = lost[i] ? NAN : (accept", "state[j] = (accept", (T + "test_a_bad_chain_is_found_inside_a_leap",)),
     Mutant(18, "compiled mala: an infinite proposal is refused", COMPILED, "lost[i] |= (u32)infinite_or_nan(to[d * W + i]);", ";", (T + "test_mala_loses_a_chain_whose_proposal_is_not_finite",)),
-    Mutant(39, "compiled: every part the first", COMPILED, "chain[i] = first_chain + row + (u64)i;\n    take(x, row, n, dim, state)", "chain[i] = row + (u64)i;\n    take(x, row, n, dim, state)", (T + "test_chains_have_the_same_bits_however_they_are_cut",)),
+    Mutant(39, "compiled: every part the first", COMPILED, "chain[i] = first_chain + row + (u64)i;\n    take(x, row, n, dim, state); take(s", "chain[i] = row + (u64)i;\n    take(x, row, n, dim, state); take(s", (T + "test_chains_have_the_same_bits_however_they_are_cut",)),
     Mutant(35, "what a leap keeps, one late", "fastscore/ops/chain.py", "return self.first - self.thin", "return self.first", ("tests/kernels/test_samplers.py::test_kept_states_leave_inside_a_launch",)),
     Mutant(47, "the start has the noise of the steps", "fastscore/samplers/dynamics.py", "stream=Stream.INITIAL", "stream=Stream.LANGEVIN", (Q + "test_start_is_a_draw_of_the_initial_stream",)),
     Mutant(47, "dynamics: a temperature of the scale", "fastscore/samplers/dynamics.py", "else noise_scale * noise_scale", "else noise_scale", (Q + "test_noise_scale_is_the_root_of_the_temperature",)),
     Mutant(46, "mala: a rate over what is kept", "fastscore/samplers/mala.py", "max(1, n_steps)", "max(1, n_steps - burn_in)", (G + "test_the_acceptance_rate_is_over_all_steps_with_a_burn_in_too",)),
     Mutant(47, "mala: exp(+E)", "fastscore/samplers/mala.py", "-log_prob(*given)", "log_prob(*given)", (G + "test_mala_takes_an_energy_network_for_what_it_is",)),
-    Mutant(49, "a velocity that is not finite", "fastscore/samplers/chain.py", "else (state[0], velocity)", "else state[:1]", (F + "test_a_velocity_lost_at_the_last_step_is_found",)),
+    Mutant(49, "a velocity that is not finite", "fastscore/samplers/finite.py", "else (state[0], velocity)", "else state[:1]", (F + "test_a_velocity_lost_at_the_last_step_is_found",)),
     Mutant(35, "a ladder: the first row's label for all", "fastscore/samplers/analytic.py", "1 if same_for_all(reading) else None", "1", (Q + "test_a_ladder_of_conditions",)),
     Mutant(35, "triton: the first row's label for all", "fastscore/samplers/whole.py", "cond is None and same_for_all(reading)", "cond is None", (Q + "test_a_kernel_is_told_each_rows_own_label",)),
     Mutant(41, "a refused call draws a seed", "fastscore/samplers/dynamics.py", "chain.Run(**kept).seeded(seed, generator).seed", "chain.Run(n_steps=0).seeded(seed, generator).seed", (Q + "test_a_refused_call_draws_nothing",)),

@@ -23,12 +23,12 @@ import fastscore
 from bench import __main__ as command
 from bench import chart, clock, compare, memory, prose, report
 from bench import rivals as rivals_of
-from bench.families import chains, mala, networks, noise, steps, training
+from bench.families import chains, mala, networks, noise, steps, targets, training
 from bench.registry import NotRunError, Provider, WrongError, families
 from bench.rivals import Rivals, worker
 
 ROOT = Path(__file__).parent.parent
-SMALL = dataclasses.replace(training._case(512, 2, 2, 16, training.FEW, True), seconds=0.0)
+SMALL = dataclasses.replace(training.case_of(512, 2, 2, 16, training.FEW, True), seconds=0.0)
 
 
 def spoilt(build, factor: float):
@@ -69,21 +69,21 @@ def test_a_wrong_provider_is_refused_and_an_error_is_quoted() -> None:
 
 
 def test_chains_are_held_to_their_law() -> None:
-    case = chains._case("ring", 1024, 60, 0.02, 0, True)
-    arrays = chains.inputs(case, "cpu")
+    case = targets.case_of("ring", 1024, 60, 0.02, 0, True)
+    arrays = targets.inputs(case, "cpu")
     torch.manual_seed(1)
     known = chains.reference(case, arrays)
     right = [chains._naive(case, arrays)() for _ in range(2)]
-    chains.check(case, arrays, known, "exact", right)
+    targets.check(case, arrays, known, "exact", right)
     with pytest.raises(WrongError, match="share"):
-        chains.check(case, arrays, known, "exact", [right[0], right[0]])
+        targets.check(case, arrays, known, "exact", [right[0], right[0]])
     scale = 1.3 * (2 * 0.02) ** 0.5
-    score = chains.score_of(case, arrays)
+    score = targets.score_of(case, arrays)
     wrong = chains.run(lambda y: y + 0.02 * score(y) + scale * torch.randn_like(y), arrays["x"], 60)
     with pytest.raises(WrongError, match="the mean of"):
-        chains.check(case, arrays, known, "exact", [{"x": wrong}])
+        targets.check(case, arrays, known, "exact", [{"x": wrong}])
     with pytest.raises(WrongError, match="has not moved"):
-        chains.check(case, arrays, known, "exact", [arrays])
+        targets.check(case, arrays, known, "exact", [arrays])
 
 
 @pytest.mark.parametrize(("scale", "repeated"), [(1.0, False), (1.01, False), (1.0, True)])
@@ -296,10 +296,10 @@ def test_a_capture_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch: pyte
 
 @pytest.mark.parametrize("target", ["ring", "network", "energy"])
 def test_a_hidden_score_is_not_read(target: str) -> None:
-    case = chains._case(target, 64, 2, 0.005, 2, True)
-    arrays = chains.inputs(case, "cpu")
-    score = chains.score_of(case, arrays)
-    hidden = chains.Hidden(score, arrays["x"])
+    case = targets.case_of(target, 64, 2, 0.005, 2, True)
+    arrays = targets.inputs(case, "cpu")
+    score = targets.score_of(case, arrays)
+    hidden = targets.Hidden(score, arrays["x"])
     assert fastscore.reader.read(hidden, arrays["x"]) is None
     assert (fastscore.reader.read(score, arrays["x"]) is not None) == (target == "network")
     assert chains._ours(case, arrays, plain=True)()["x"].shape == arrays["x"].shape
@@ -310,11 +310,11 @@ def test_the_better_form_of_torch_compile_is_the_same_step(module, monkeypatch: 
     """What is compiled is given its noise; with the compiler left out it is the naive step to the bit."""
     monkeypatch.setattr(torch, "compile", lambda fn, **_: fn)
     case = {
-        chains: lambda: chains._case("ring", 64, 3, 0.005, 2, True),
+        chains: lambda: targets.case_of("ring", 64, 3, 0.005, 2, True),
         mala: lambda: mala._case("energy", 64, 3, 0.2),
         steps: lambda: steps._case(16, 64, True, True),
     }[module]()
-    arrays = module.inputs(case, "cpu")
+    arrays = module.FAMILY.inputs(case, "cpu")
     found = []
     for build in (module._naive, module._moved):
         torch.manual_seed(3)

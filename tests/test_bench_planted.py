@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import compare
-from bench.families import chains, energies, laplacians, losses, mala, networks, noise, steps, training
+from bench.families import chains, energies, laplacians, losses, mala, networks, noise, steps, targets, training
 from bench.registry import Provider, WrongError, families
 
 OFF = 1.05  # a scale of the noise
@@ -81,7 +81,7 @@ def without_a_bias(found):
 
 def chain(noise=1.0, drift=1.0):
     def build(case, arrays):
-        a, score = case.settings["step_size"], chains.score_of(case, arrays)
+        a, score = case.settings["step_size"], targets.score_of(case, arrays)
 
         def one(y):
             return y + a * drift * score(y) + noise * (2 * a) ** 0.5 * torch.randn_like(y)
@@ -120,13 +120,13 @@ def langevin(noise=1.0, drift=1.0, seed=None):
 
 
 LOSSES = {"part": 1 / 2}  # a trace divided by D = 2
-SCORE, ENERGY = training._case(4096, 2, 2, 16, training.FEW, True), energies._case(4096, 2, 2, 16, training.FEW, True)
+SCORE, ENERGY = training.case_of(4096, 2, 2, 16, training.FEW, True), energies._case(4096, 2, 2, 16, training.FEW, True)
 HUTCHINSON, SLICED = {"probes": 1, "reduced": True}, {"probes": energies.PROJECTIONS, "reduced": False}
 TARGETS = [
-    chains._case("ring", 4096, 100, 0.02, 0, True),
-    chains._case("mixture32", 4096, 25, 0.02, 0, True),
-    chains._case("network", 4096, 60, 0.01, 0, True),
-    chains._case("double well", 1024, 20, 0.001, 0, True),
+    targets.case_of("ring", 4096, 100, 0.02, 0, True),
+    targets.case_of("mixture32", 4096, 25, 0.02, 0, True),
+    targets.case_of("network", 4096, 60, 0.01, 0, True),
+    targets.case_of("double well", 1024, 20, 0.001, 0, True),
 ]
 
 

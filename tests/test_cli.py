@@ -14,6 +14,7 @@ import torch
 
 import fastscore
 from fastscore.cli import main
+from fastscore.demo import run
 from fastscore.ops import _cpu_build
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -73,6 +74,21 @@ def test_refusals(arguments: list[str], complaint: str, capsys: pytest.CaptureFi
         main(arguments)
     assert exit_.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--fast", "--only", "mixture", "--out", str(tmp_path / "file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastscore: error: ") and "file" in line
+    monkeypatch.setattr(run, "run", interrupted)
+    assert main(["demo"]) == 130
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("package", ["sklearn", "matplotlib"])

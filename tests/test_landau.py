@@ -80,3 +80,9 @@ def test_a_quick_solve_follows_the_exact_solution(landau, tmp_path):
     for t, moment, entropy in zip(history["t"], history["fourth_moment"], history["entropy"], strict=True):
         assert moment == pytest.approx(landau.bkw.fourth_moment(t), rel=0.01)
         assert entropy == pytest.approx(landau.bkw.entropy(t), abs=0.01)
+
+
+def test_a_picture_of_no_record_is_refused(landau, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        landau.main(["--part", "picture", "--out", str(tmp_path)])
+    assert "which is not there" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import fastscore
-from fastscore import networks
+from fastscore._layers import gain_of
 from fastscore.networks import EnergyMLP, ScoreMLP
 from fastscore.reference.activations import ACTIVATIONS
 
@@ -156,7 +156,7 @@ def test_the_gain_of_the_initialisation_is_that_of_a_normal(name):
         return value**2 * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
     moment = sum(scipy.integrate.quad(integrand, *ends)[0] for ends in ((-8.0, 0.0), (0.0, 8.0)))
-    assert abs(networks._gain(ACTIVATIONS[name]) ** -2 / moment - 1) < 1e-4
+    assert abs(gain_of(ACTIVATIONS[name]) ** -2 / moment - 1) < 1e-4
 
 
 def test_seed_state_dict_and_copy():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastscore import reader
+from fastscore._reading import entries
 from fastscore.networks import ScoreMLP
 from fastscore.reader import read
 from tests.mlps import (
@@ -264,12 +264,12 @@ def test_gradients_and_modes():
 
 def test_the_cache_is_weak():
     gc.collect()
-    before = len(reader._cache)
+    before = len(entries._cache)
     net, x = Loop(), data(B, D)
     check(net, x)
     alive = weakref.ref(net)
-    assert len(reader._cache) == before + 1
+    assert len(entries._cache) == before + 1
     del net
     gc.collect()
     assert alive() is None
-    assert len(reader._cache) == before
+    assert len(entries._cache) == before

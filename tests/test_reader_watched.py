@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastscore import reader
+from fastscore._reading import entries
 from fastscore.reader import read
 from tests.mlps import B, D, Loop, check, data
 from tests.mlps import double as double
@@ -263,15 +263,15 @@ class Trainer:
 @pytest.mark.parametrize("make", [Bound, Closed, Owned, Partial, recursive, Trainer], ids=lambda make: make.__name__)
 def test_a_callable_that_refers_to_itself_is_freed(make):
     gc.collect()
-    before = len(reader._cache)
+    before = len(entries._cache)
     owner = make()
     check(getattr(owner, "score", owner), data(B, D))
     alive = weakref.ref(owner)
-    assert len(reader._cache) == before + 1
+    assert len(entries._cache) == before + 1
     del owner
     gc.collect()
     assert alive() is None
-    assert len(reader._cache) == before
+    assert len(entries._cache) == before
 
 
 def test_a_callable_that_refers_to_itself_since_it_was_read_is_freed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -222,3 +223,55 @@ def test_a_kernel_is_told_each_rows_own_label(monkeypatch: pytest.MonkeyPatch) -
     assert own.per_chain and not same.per_chain
     assert whole.ladder(lambda x, s: network(x, label + s[:, None]), x, [1.0, 0.5]) is None
     assert whole.ladder(lambda x, s: network(x, s), x, [1.0, 0.5]) is not None
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5)], ids=["norm", "dropout"])
+def test_a_network_in_training_mode_is_warned_of(layer: torch.nn.Module) -> None:
+    net, x = torch.nn.Sequential(torch.nn.Linear(2, 8), layer, torch.nn.Linear(8, 2)), torch.zeros(5, 2)
+    for score_fn in (net, net.forward):
+        with pytest.warns(UserWarning, match=rf"{type(layer).__name__} in training mode.*call .eval"):
+            fastscore.langevin_dynamics(score_fn, x, step_size=0.1, n_steps=2, seed=0)
+    fastscore.langevin_dynamics(net.eval(), x, step_size=0.1, n_steps=2, seed=0)
+
+
+def test_a_score_that_makes_its_own_leaf_without_a_graph_is_told_how() -> None:
+    def score(x: Tensor) -> Tensor:
+        return torch.autograd.grad(-x.requires_grad_().square().sum(), x)[0]
+
+    with pytest.raises(RuntimeError, match=r"under torch.enable_grad\(\)"):
+        fastscore.langevin_dynamics(score, torch.zeros(5, 2), step_size=0.1, n_steps=2)
+
+
+def test_sample_goes_on_and_is_cut_as_langevin_dynamics_is() -> None:
+    chains = fastscore.LangevinDynamics(targets.GaussianMixture.ring().score, 0.01)
+    whole = chains.sample(dim=2, n_samples=8, n_steps=6, seed=3)
+    assert torch.equal(chains.sample(dim=2, n_samples=3, n_steps=6, seed=3, first_chain=5), whole[5:])
+    half = chains.sample(dim=2, n_samples=8, n_steps=3, seed=3)
+    assert torch.equal(chains.sample(half, n_steps=3, seed=3, first_step=3), whole)
+
+
+def algorithms() -> dict[str, Any]:
+    """The algorithms for loops of one's own, without their seed."""
+    score, own = targets.Gaussian([0.0, 0.0], 1.0), fastscore.samplers
+    return {
+        "langevin": partial(own.Langevin, score.score, step_size=0.1),
+        "mala": partial(own.Mala, score, step_size=0.1),
+        "underdamped": partial(own.Underdamped, score.score, step_size=0.1),
+        "annealed": partial(own.AnnealedLangevin, score.noisy_score, sigmas=[1.0, 0.1], n_steps_each=3, step_size=0.1),
+    }
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_the_algorithms_check_what_they_are_given(name: str) -> None:
+    make = algorithms()[name]
+    with pytest.raises(TypeError, match="seed"):
+        make(seed=1.5)
+    with pytest.raises(ValueError, match="first_chain"):
+        make(seed=0, first_chain=-1)
+    algorithm = make(seed=0)
+    assert algorithm.step(algorithm.init(torch.zeros(5, 2)), 0).x.shape == (5, 2)
+
+
+def test_a_ladder_for_a_loop_of_ones_own_decreases() -> None:
+    with pytest.raises(ValueError, match="sigmas must decrease"):
+        fastscore.samplers.AnnealedLangevin(torch.zeros_like, sigmas=[0.1, 1.0], n_steps_each=1, step_size=0.1, seed=0)

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import kstest, multivariate_normal
 from torch import Tensor
 
+import fastscore
 from fastscore import noise, targets
 
 D, K = 3, 4
@@ -192,7 +193,7 @@ def test_samples_are_a_function_of_the_seed() -> None:
     torch.manual_seed(5)
     assert torch.equal(drawn, target.sample(20))
     assert target.sample(0, seed=3).shape == (0, D)
-    z = noise.normal((20, D), seed=3, stream=noise.Stream.INITIAL)
+    z = noise.normal((20, D), seed=3, stream=noise.Stream.INITIAL, step=2)
     torch.testing.assert_close(targets.Gaussian([1.0] * D, 4.0).sample(20, seed=3), 1 + 2 * z)
 
 
@@ -277,3 +278,12 @@ def test_double_well_refuses() -> None:
             targets.DoubleWell(*arguments)
     with pytest.raises(ValueError, match=r"x must have shape \[B, 2\], got \[4, 3\]"):
         targets.DoubleWell(2).score(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("target", [targets.Gaussian([0.0, 0.0], 1.0), targets.DoubleWell(dim=2)])
+def test_samples_are_not_the_noise_of_starting_points(target: targets.GaussianMixture) -> None:
+    """Chains started with the same seed would be correlated with them."""
+    chains = fastscore.LangevinDynamics(target.score, 0.01)
+    start = chains.sample(dim=2, n_samples=4000, n_steps=0, seed=0)
+    between = torch.corrcoef(torch.cat((target.sample(4000, seed=0), start), 1).t())[:2, 2:]
+    assert between.abs().max() < 5 / 4000**0.5

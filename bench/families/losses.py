@@ -51,16 +51,15 @@ def in_parts(score: Score, x: Tensor) -> Loss:
     return loss
 
 
-def sliced(score: Score, x: Tensor, n_probes: int = 1, reduced: bool = True) -> Loss:
-    """Sliced score matching by a double backward, as published; `reduced` with its reduction of variance."""
+def sliced(score: Score, x: Tensor) -> Loss:
+    """Sliced score matching by a double backward of a copy of x, as published, with its reduction of variance."""
 
     def loss() -> Tensor:
-        y = x.detach().repeat(n_probes, 1).requires_grad_()
+        y = x.detach().clone().requires_grad_()
         s = score(y)
         v = torch.randn_like(y).sign()
         (product,) = torch.autograd.grad(s, y, v, create_graph=True)
-        squares = s.square().sum(-1) if reduced else (s * v).sum(-1).square()
-        return (0.5 * squares + (product * v).sum(-1)).mean()
+        return (0.5 * s.square().sum(-1) + (product * v).sum(-1)).mean()
 
     return loss
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastscore
-from bench.families import chains, energies, networks
+from bench.families import energies, networks, targets
 from bench.registry import Arrays, Call, Case, Family, Provider
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -27,13 +27,13 @@ def cases(device: str) -> list[Case]:
 
 
 def _case(target: str, n: int, steps: int, step_size: float) -> Case:
-    plain = chains._case(target, n, steps, step_size, 2, False)
+    plain = targets.case_of(target, n, steps, step_size, 2, False)
     return Case(f"MALA, {plain.name}", plain.settings, plain.units, flops=plain.flops, seconds=5.0, headline=n == 4096)
 
 
 def inputs(case: Case, device: str) -> dict[str, Tensor]:
     """Starting points, and means or a network: one whose energy rises in every direction, so that p has a law."""
-    made = chains.inputs(case, device)
+    made = targets.inputs(case, device)
     if case.settings["target"] == "energy":
         made["w2"] = made["w2"].abs()
     return made
@@ -45,7 +45,7 @@ def density_of(case: Case, arrays: Arrays, dtype: torch.dtype = torch.float32) -
         model = networks.network(networks.split(arrays)[0], dtype=dtype)
         return lambda y: -model(y).squeeze(-1)
     means = arrays["means"].to(dtype)
-    return lambda y: torch.logsumexp(-0.5 / chains.STD**2 * (y[:, None, :] - means).square().sum(-1), -1)
+    return lambda y: torch.logsumexp(-0.5 / targets.STD**2 * (y[:, None, :] - means).square().sum(-1), -1)
 
 
 def evaluator(log_prob: Callable[[Tensor], Tensor]) -> Evaluate:
@@ -95,7 +95,7 @@ def reference(case: Case, arrays: Arrays) -> tuple[Tensor, Tensor]:
     """Mean and standard error of the statistics of some chains in float64."""
     evaluate = evaluator(density_of(case, arrays, torch.float64))
     step = stepper(evaluate, case.settings["step_size"])
-    found = chains.statistics(run(evaluate, step, chains.starts(case, arrays), case.settings["steps"]), arrays)
+    found = targets.statistics(run(evaluate, step, targets.starts(case, arrays), case.settings["steps"]), arrays)
     return found.mean(0), found.std(0) / len(found) ** 0.5
 
 
@@ -122,12 +122,12 @@ def _ours(case: Case, arrays: Arrays, *, plain: bool = False) -> Call:
     s, seeds = case.settings, iter(range(1 << 62))
     target: Any
     if plain:
-        target = chains.Hidden(density_of(case, arrays), arrays["x"])
+        target = targets.Hidden(density_of(case, arrays), arrays["x"])
     elif s["target"] == "energy":
         model = energies.fast_network(networks.split(arrays)[0])
         target = lambda y: -model(y)  # noqa: E731
     else:
-        target = fastscore.targets.GaussianMixture(arrays["means"], chains.STD**2)
+        target = fastscore.targets.GaussianMixture(arrays["means"], targets.STD**2)
 
     def call() -> Arrays:
         x = fastscore.mala(target, arrays["x"], step_size=s["step_size"], n_steps=s["steps"], seed=next(seeds))
@@ -144,13 +144,13 @@ FAMILY = Family(
     cases=cases,
     inputs=inputs,
     reference=reference,
-    check=chains.check,
+    check=targets.check,
     calls={"exact": 2},
     providers={
         "naive eager": Provider(_naive),
         "fastscore": Provider(_ours),
         "fastscore, a density it does not know": Provider(
-            functools.partial(_ours, plain=True), unfit=chains._unfit(1, chains.MIXTURES)
+            functools.partial(_ours, plain=True), unfit=targets.unfit(1, targets.MIXTURES)
         ),
         "CUDA graph of naive eager": Provider(_graph, unfit=networks.cuda_only),
         "torch.compile": Provider(functools.partial(_naive, mode="default")),

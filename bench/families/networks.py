@@ -18,9 +18,9 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def weights(sizes: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
+def weights(sizes: Sequence[int]) -> dict[str, Tensor]:
     """`w0, b0, w1, ...` of a network with these sizes, preactivations of about unit variance."""
-    draws, found = generator(seed), {}
+    draws, found = generator(0), {}
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         scale = (1.7 if index else 1.0) / inputs**0.5
         found[f"w{index}"] = scale * torch.randn(outputs, inputs, generator=draws)

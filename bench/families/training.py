@@ -51,10 +51,10 @@ CUDA = [
 
 
 def cases(device: str) -> list[Case]:
-    return [_case(*row) for row in (CUDA if device == "cuda" else CPU)]
+    return [case_of(*row) for row in (CUDA if device == "cuda" else CPU)]
 
 
-def _case(batch: int, dim: int, depth: int, width: int, rivals: int, headline: bool) -> Case:
+def case_of(batch: int, dim: int, depth: int, width: int, rivals: int, headline: bool) -> Case:
     products = dim * width + (depth - 1) * width**2 + width * dim
     return Case(
         name=f"B={batch} D={dim} L={depth} H={width}",
@@ -109,15 +109,26 @@ def provider(
         step = networks.training_step(model, loss if compiled is None else torch.compile(loss, **compiled))
         return networks.graphed(step) if graph else step
 
-    def unfit(case: Case, device: str) -> str:
-        if (graph or gpu) and device != "cuda":
+    return Provider(build, named, _unfit(rivals, largest, graph or gpu))
+
+
+def remote(named: str = "exact", *, rivals: int = SOME, package: str = "jax") -> Provider:
+    """One of the other environment."""
+    return Provider(None, named, _unfit(rivals), package)
+
+
+def _unfit(rivals: int, largest: int = 1 << 40, gpu: bool = False) -> Callable[[Case, str], str]:
+    """Why a case is not for a provider: by the rivals that it is to have, its B x D, and whether it needs a GPU."""
+
+    def reason(case: Case, device: str) -> str:
+        if gpu and device != "cuda":
             return networks.cuda_only(case, device)
         if case.settings["rivals"] < rivals:
             return "left out at this size"
         size = case.settings["B"] * case.settings["D"]
         return "" if size <= largest * (256 if device == "cuda" else 1) else "too slow or too large at this size"
 
-    return Provider(build, named, unfit)
+    return reason
 
 
 def _fast(trace: str) -> Callable[[nn.Module, Tensor], losses.Loss]:
@@ -126,11 +137,6 @@ def _fast(trace: str) -> Callable[[nn.Module, Tensor], losses.Loss]:
 
 def _stacked(mode: str) -> Callable[[nn.Module, Tensor], losses.Loss]:
     return lambda model, x: losses.stacked(model, x, mode=mode)
-
-
-def remote(named: str = "exact", *, rivals: int = SOME, package: str = "jax") -> Provider:
-    """One of the other environment."""
-    return Provider(None, named, provider(losses.loop, rivals=rivals).unfit, package)
 
 
 PER_DIMENSION = 4096 * 64

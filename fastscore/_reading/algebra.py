@@ -18,7 +18,7 @@ def times(recorder: Recorder, a: Scale, b: Scale) -> Scale:
     """The product of two factors, None being 1."""
     if a is None or b is None:
         return b if a is None else a
-    return a * b if isinstance(a, float) and isinstance(b, float) else recorder.emit(torch.mul, a, b)
+    return _product(recorder, a, b)
 
 
 def plus(recorder: Recorder, a: Scale, b: Scale) -> Scale:
@@ -103,6 +103,7 @@ def stretched(recorder: Recorder, symbol: Any, by: Ref | float) -> Symbol:
 
 
 def _product(recorder: Recorder, a: Ref | float, b: Ref | float) -> Ref | float:
+    """The product of two factors, neither None."""
     return a * b if isinstance(a, float) and isinstance(b, float) else recorder.emit(torch.mul, a, b)
 
 
@@ -151,8 +152,4 @@ def plain(recorder: Recorder, z: Affine) -> Affine | None:
         scale = z.scale
     weight = recorder.emit(torch.mul, z.weight, scale)
     bias = None if z.bias is None else recorder.emit(torch.mul, z.bias, scale)
-    shifts = tuple(
-        u * scale if isinstance(u, float) and isinstance(scale, float) else recorder.emit(torch.mul, u, scale)
-        for u in z.shifts
-    )
-    return Affine(z.base, weight, bias, shifts)
+    return Affine(z.base, weight, bias, tuple(_product(recorder, u, scale) for u in z.shifts))

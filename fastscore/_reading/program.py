@@ -39,14 +39,24 @@ class Reading:
     kind: str
 
     @property
+    def gives_score(self) -> bool:
+        """Whether `fn(x)` is a score."""
+        return self.kind != "energy"
+
+    @property
     def is_energy(self) -> bool:
         """Whether the network's only output is an energy."""
         return self.kind != "score"
 
     @property
+    def scales(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Those of x, of the output, and of x added to it."""
+        return self.in_scale, self.out_scale, self.skip
+
+    @property
     def is_plain(self) -> bool:
         """Whether the value is the network's own, without scales."""
-        return self.in_scale is None and self.out_scale is None and self.skip is None
+        return all(scale is None for scale in self.scales)
 
     def value(self, x: Tensor) -> Tensor:
         """Return the value on rows `[B, D]` by the reference: `[B, D]`, or `[B, 1]` for an energy."""

@@ -17,17 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastscore._reading.walk import (
-    CONSTANTS,
-    CONTENTS,
-    Look,
-    NamesOf,
-    UnwatchableError,
-    Walk,
-    attributes,
-    cell_contents,
-    kind_and_attributes,
-)
+from fastscore._reading.looks import CONTENTS, Look, NamesOf, attributes, cell_contents, kind_and_attributes
+from fastscore._reading.walk import CONSTANTS, UnwatchableError, Walk
 
 __all__ = ["Snapshot", "UnwatchableError"]
 

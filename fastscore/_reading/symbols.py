@@ -6,7 +6,7 @@ a condition, or something computed from them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Moved:
 class Cat:
     """Features side by side: one part depends on x, the others do not. Each part comes with its width."""
 
-    parts: tuple[tuple[Input | Hidden | Moved | Ref, int], ...] = field(default=())
+    parts: tuple[tuple[Input | Hidden | Moved | Ref, int], ...]
 
 
 @dataclass(frozen=True, eq=False)

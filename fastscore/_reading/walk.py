@@ -3,27 +3,37 @@
 Modules, parameters, buffers, attributes, flags, closures, defaults, globals, containers, methods and class attributes.
 Of a class everything is watched, and what it holds under a name that some code found so far uses is followed, as are
 the special methods, which Python calls by itself. What cannot be watched (an object of a foreign extension, a random
-generator, a hooked module) raises `UnwatchableError`.
+generator, a hooked module) raises `UnwatchableError`. Every look into an object (`fastscore._reading.looks`) is noted,
+for a snapshot to repeat.
 """
 
 from __future__ import annotations
 
 import dis
 import enum
-import functools
 import random
 import types
 from collections import OrderedDict, _tuplegetter, defaultdict  # type: ignore[attr-defined]
-from collections.abc import Callable, Iterable
-from operator import attrgetter, itemgetter
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Look = Callable[[Any], Iterable[Any]]
-"""A way to look into an object: what it holds, anew at every call, in the same order while nothing has changed."""
+from fastscore._reading.looks import (
+    Look,
+    NamesOf,
+    attributes,
+    cell_contents,
+    class_of,
+    forward_of,
+    inside,
+    kind_and_attributes,
+    parts_of,
+    wrapped,
+)
 
 CONSTANTS = (
     *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, enum.Enum, np.generic),
@@ -31,13 +41,11 @@ CONSTANTS = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, np.ufunc),
     *(types.MemberDescriptorType, types.ClassMethodDescriptorType, types.CodeType, _tuplegetter),
 )
-CONTENTS = ("_parameters", "_buffers", "_modules")
 _LIMIT = 20_000
 _TRUSTED = frozenset({"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "builtins", "typing"})
-_TRUSTED_MODULES = ("torch.nn.modules.", "torch.nn.utils.parametri", "fastscore.networks")
+_TRUSTED_MODULES = ("torch.nn.modules.", "torch.nn.utils.parametri")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"training"}
-_CODE = (types.FunctionType, types.MethodType)
 _SEQUENCES = (list, set, tuple, frozenset)
 _DYNAMIC = frozenset({"eval", "exec", "globals", "locals", "vars", "__import__", "compile", "input", "open"})
 _ANY_ATTRIBUTE = frozenset({"getattr", "__dict__", "__getattribute__"})
@@ -114,7 +122,7 @@ class Walk:
                 raise UnwatchableError(f"the module {value.__name__}")
         elif isinstance(value, (dict, *_SEQUENCES)):
             self._visit_container(position, value)
-        elif (parts := _parts(value)) is None:
+        elif (parts := parts_of(value)) is None:
             self._visit_object(position)
         elif not isinstance(getattr(value, "__self__", None), types.ModuleType):
             self._follow(position, parts)
@@ -128,7 +136,7 @@ class Walk:
         if hasattr(value, "__dict__") and not isinstance(value, OrderedDict):
             self._visit_object(position)
         elif type(value).__module__ not in ("builtins", "collections"):
-            self._visit_class(*self._look(position, _kind))
+            self._visit_class(*self._look(position, class_of))
 
     def _visit_module(self, position: int, module: nn.Module) -> None:
         kind = type(module)
@@ -137,7 +145,7 @@ class Walk:
         if any(vars(module).get(name) for name in HOOKS) or vars(module).get("_compiled_call_impl") is not None:
             raise UnwatchableError("a module with hooks, or compiled in place")
         self.modules.append(module)
-        own, *places = self._look(position, _inside([name for name in vars(module) if name not in _BOOKKEEPING]))
+        own, *places = self._look(position, inside([name for name in vars(module) if name not in _BOOKKEEPING]))
         self._visit_class(own)
         self._waiting += places
 
@@ -166,7 +174,7 @@ class Walk:
                 continue
             self._seen.add(key)
             if base.__module__.startswith("torch."):
-                self._follow(place, _forward)
+                self._follow(place, forward_of)
             elif not _trusted(base.__module__) or base.__module__.startswith("fastscore."):
                 names = list(vars(base))
                 self._members += [(n, at, called) for n, at in zip(names, self._look(place, attributes), strict=True)]
@@ -193,7 +201,7 @@ class Walk:
             if "_torchdynamo_orig_callable" in own and not own.get("_torchdynamo_disable"):
                 raise UnwatchableError("a function compiled by torch.compile")
             if function.__closure__:  # torch's own function, or a decorator of torch around an author's
-                self._follow(position, _wrapped)
+                self._follow(position, wrapped)
             return
         self._follow(position, attrgetter("__code__", "__defaults__", "__kwdefaults__"))
         if vars(function):
@@ -224,78 +232,6 @@ class Walk:
             elif (id(value), code) not in self._seen:
                 self._seen.add((id(value), code))
                 self._visit_names(place, NamesOf("__dict__", vars(value).keys() & set(code.co_names)), code)
-
-
-class NamesOf:
-    """Looks at some names in a namespace of an object; a name that is not there counts as None."""
-
-    def __init__(self, space: str, names: Iterable[str]) -> None:
-        self.space, self.names = space, sorted(names)
-
-    def __call__(self, value: Any) -> Iterable[Any]:
-        """Return what the names stand for."""
-        space = getattr(value, self.space)
-        return map(space.get, self.names)
-
-
-def attributes(value: Any) -> Iterable[Any]:
-    """The values of an object's or a class's own attributes."""
-    return value.__dict__.values()  # type: ignore[no-any-return]
-
-
-def kind_and_attributes(value: Any) -> tuple[Any, ...]:
-    """The class of an object, and the values of its attributes."""
-    return (type(value), *value.__dict__.values())
-
-
-def cell_contents(function: types.FunctionType) -> list[Any]:
-    """What a function has closed over."""
-    return [cell.cell_contents for cell in function.__closure__ or ()]
-
-
-def _inside(names: list[str]) -> Look:
-    """What a module with attributes of these names has inside, and whether it has others or hooks."""
-    named = itemgetter("training", *names)  # of two names or more, so that it returns a tuple
-
-    def look(module: nn.Module) -> tuple[Any, ...]:
-        own = module.__dict__
-        hooks = own["_forward_hooks"] or own["_forward_pre_hooks"]
-        return (
-            type(module),
-            len(own),
-            bool(hooks or own["_backward_hooks"] or own["_backward_pre_hooks"]),
-            *named(own),
-            *own["_parameters"].values(),  # of CONTENTS
-            *own["_buffers"].values(),
-            *own["_modules"].values(),
-        )
-
-    return look
-
-
-def _kind(value: object) -> tuple[type]:
-    return (type(value),)
-
-
-def _forward(kind: type) -> tuple[Any]:
-    return (getattr(kind, "forward", None),)
-
-
-def _wrapped(function: types.FunctionType) -> list[Any]:
-    return [c for c in cell_contents(function) if isinstance(c, (*_CODE, dict, functools.partial, nn.Module))]
-
-
-def _parts(value: object) -> Look | None:
-    """How to look into a callable or a descriptor that is made of other things."""
-    if isinstance(value, types.MethodType):
-        return attrgetter("__func__", "__self__")
-    if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
-        return lambda value: (value.__self__,)
-    if isinstance(value, functools.partial):
-        return attrgetter("func", "args", "keywords")
-    if isinstance(value, (staticmethod, classmethod)):
-        return lambda value: (value.__func__,)
-    return (lambda value: (value.fget,)) if isinstance(value, property) else None
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:

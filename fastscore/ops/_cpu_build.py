@@ -34,15 +34,16 @@ import torch
 
 from fastscore import _config
 from fastscore.ops._cpu_source import STEP
-from fastscore.ops._cpu_source_chain import CHAIN
+from fastscore.ops._cpu_source_algorithms import ALGORITHMS
 from fastscore.ops._cpu_source_layers import LAYERS
+from fastscore.ops._cpu_source_mixture import MIXTURE
 from fastscore.ops._cpu_source_network import NETWORK
 from fastscore.ops._cpu_source_products import PRODUCTS
 from fastscore.ops._cpu_source_program import PROGRAM
 from fastscore.ops._cpu_source_targets import TARGETS
 from fastscore.reference import philox
 
-SOURCE = STEP + CHAIN + PRODUCTS + LAYERS + PROGRAM + NETWORK + TARGETS
+SOURCE = STEP + PRODUCTS + LAYERS + PROGRAM + MIXTURE + NETWORK + TARGETS + ALGORITHMS
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}

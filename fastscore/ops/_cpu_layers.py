@@ -32,7 +32,7 @@ class Layers:
         self._jets, self._pull, self._row_products = library.jets, library.pull, library.row_products
         self._contract, self._spread = library.contract, library.spread
         self._product = library.product
-        self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4)
+        self._jets.argtypes = (_UINT, _UINT, _SIZE, _SIZE, *[_POINTER] * 6)
         self._pull.argtypes = (_SIZE, _SIZE, *[_POINTER] * 5, _FLOAT, _POINTER, _POINTER)
         self._row_products.argtypes = (_SIZE, _SIZE, *[_POINTER] * 3)
         self._contract.argtypes = (_SIZE, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_int, _POINTER)
@@ -48,7 +48,7 @@ class Layers:
         addresses = [output.data_ptr() for output in outputs] + [None] * (4 - len(outputs))
         n, width = z.shape
         z, bias = z.contiguous(), zeros(width) if bias is None else bias.contiguous()
-        self._jets(INDEX[name], len(outputs) - 1, n, width, z.data_ptr(), bias.data_ptr(), 0, *addresses)
+        self._jets(INDEX[name], len(outputs) - 1, n, width, z.data_ptr(), bias.data_ptr(), *addresses)
 
     def pull(
         self, d: Tensor, above: Tensor | None, bent: Sequence[tuple[Tensor, Tensor]], scale: float, total: Tensor | None

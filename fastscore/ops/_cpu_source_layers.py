@@ -133,13 +133,13 @@ JETS(softsign)
 JETS(gelu)
 JETS(gelu_tanh)
 
-/* h, phi'(z), phi''(z), phi'''(z) up to `order`, of z + b, where a row of b is `step` after the one before. */
-void jets(u32 activation, u32 order, u64 rows, u64 n, const float *z, const float *b, u64 step, float *h, float *d,
-          float *c, float *t) {
+/* h, phi'(z), phi''(z), phi'''(z) up to `order`, of z + b, one row of b for all. */
+void jets(u32 activation, u32 order, u64 rows, u64 n, const float *z, const float *b, float *h, float *d, float *c,
+          float *t) {
   void (*const known[])(u32, u64, const float *, const float *, float *, float *, float *, float *) = {
       silu_jets, softplus_jets, hyperbolic_tangent_jets, softsign_jets, gelu_jets, gelu_tanh_jets};
   for (u64 r = 0, at = 0; r < rows; r++, at += n)
-    known[activation](order, n, z + at, b + r * step, h + at, d + at, c + at, t + at);
+    known[activation](order, n, z + at, b, h + at, d + at, c + at, t + at);
 }
 
 /* d = d a + scale (s c + u t) in place, without the parts that are null (a; s and c, but not with a; u and t); the new

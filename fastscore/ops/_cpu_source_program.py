@@ -62,7 +62,7 @@ int run_program(const Step *steps, u64 count, const Slot *slots, u64 begin, u64 
           if (product(n[0] ? n[0] : rows, n[1], n[2] ? n[2] : rows, p[0], n[3], n[4], p[1], n[5], n[6], p[2],
                       one != 0.0f, p[3], n[7])) return 1;
           break;
-        case JETS: jets((u32)n[0], (u32)n[1], rows, n[2], p[0], p[1], 0, p[2], p[3], p[4], p[5]); break;
+        case JETS: jets((u32)n[0], (u32)n[1], rows, n[2], p[0], p[1], p[2], p[3], p[4], p[5]); break;
         case PULL: pull(rows, n[0], p[0], p[1], p[2], p[3], p[4], one, p[5], p[6]); break;
         case CONTRACT: contract(rows, n[0], n[1], p[0], p[1], (int)n[2], p[2]); break;
         case SPREAD: spread(rows, n[0], n[1], one, p[0], p[1], (int)n[2], p[2], p[3], p[4]); break;

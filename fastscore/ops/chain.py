@@ -135,7 +135,7 @@ class Keep:
 
     @property
     def burn_in(self) -> int:
-        """Steps before the first is counted, as a whole-chain kernel has it."""
+        """Steps before the first is counted, as a whole-chain kernel has it; below 0 where some were counted before."""
         return self.first - self.thin
 
     def index(self, steps: int) -> int | None:
@@ -159,9 +159,7 @@ class Result(NamedTuple):
     x: Tensor
     """The last state, `[B, D]`."""
     kept: Tensor
-    """The states after step burn_in + (i + 1) thin, `[B, n_kept, D]`."""
-    first_nonfinite: Tensor
-    """The number of the step after which a chain was first not finite, or -1, `[B]` int64."""
+    """The states kept, `[B, keep.count, D]`."""
 
 
 def run(
@@ -171,13 +169,10 @@ def run(
     *,
     n_steps: int,
     seed: int,
-    burn_in: int = 0,
-    thin: int = 1,
-    n_kept: int = 0,
+    keep: Keep = NOTHING,
     first_step: int = 0,
     first_chain: int = 0,
     clamp: tuple[float, float] | None = None,
-    freeze: bool = False,
 ) -> Result | None:
     """`n_steps` of x + a s(x) + sqrt(2 a T) e on every row of x `[B, D]` in one launch, or None.
 
@@ -189,37 +184,33 @@ def run(
         schedule: step sizes and temperatures, on the device of x.
         n_steps: how many steps.
         seed: in [0, 2^64).
-        burn_in: steps before the first is counted for keeping; below 0 where some were counted before this run.
-        thin: steps from one kept state to the next.
-        n_kept: how many to keep, at most (n_steps - burn_in) div thin; 0 for none.
+        keep: which states to keep.
         first_step: the number of the first step in the noise.
         first_chain: the global index of row 0.
         clamp: (low, high), applied to the state after every step.
-        freeze: whether a chain that is not finite stays at its last finite state.
     """
     if x.numel() == 0 or (found := _find(source, x)) is None:
         return None
     module, score, params, options = found
-    last, kept, first_bad = module.run_chain(
+    last, kept = module.run_chain(
         score,
         params,
         x.detach(),
         schedule.step_size,
         schedule.temperature,
         n_steps=n_steps,
-        burn_in=burn_in,
-        thin=thin,
-        n_kept=n_kept,
+        burn_in=keep.burn_in,
+        thin=keep.thin,
+        n_kept=keep.count,
         steps_each=schedule.steps_each,
         ladder_step=schedule.offset,
         seed=seed,
         first_step=first_step,
         first_chain=first_chain,
         clamp=clamp,
-        freeze=freeze,
         options=options,
     )
-    return Result(last, kept, torch.where(first_bad < 0, -1, first_bad.long() + first_step))
+    return Result(last, kept)
 
 
 def available(x: Tensor) -> bool:

@@ -5,8 +5,8 @@ from fastscore.samplers.annealed import AnnealedLangevin as AnnealedLangevin
 from fastscore.samplers.annealed import annealed_langevin_dynamics as annealed_langevin_dynamics
 from fastscore.samplers.ascent import gradient_ascent as gradient_ascent
 from fastscore.samplers.chain import Interrupted as Interrupted
-from fastscore.samplers.chain import NonFiniteError as NonFiniteError
 from fastscore.samplers.dynamics import LangevinDynamics as LangevinDynamics
+from fastscore.samplers.finite import NonFiniteError as NonFiniteError
 from fastscore.samplers.langevin import Langevin as Langevin
 from fastscore.samplers.langevin import LangevinState as LangevinState
 from fastscore.samplers.langevin import langevin_dynamics as langevin_dynamics

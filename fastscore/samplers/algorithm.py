@@ -25,13 +25,5 @@ class Algorithm(Protocol[State]):
 class Leaping(Algorithm[State], Protocol[State]):
     """An algorithm that can make many steps at once, to the same bits as one by one."""
 
-    def advance(self, state: State, k: int, n: int) -> State | None:
-        """The state after steps k to k + n - 1, or None where they have to be made one by one."""
-
-
-@runtime_checkable
-class Tracing(Leaping[State], Protocol[State]):
-    """An algorithm that can also keep positions on the way of a leap."""
-
-    def trace(self, state: State, k: int, n: int, keep: Keep) -> tuple[State, Tensor] | None:
-        """As `advance`, with the positions kept, `[B, keep.count, *event]`."""
+    def leap(self, state: State, k: int, n: int, keep: Keep) -> tuple[State, Tensor] | None:
+        """The state after steps k to k + n - 1 and the positions kept, `[B, keep.count, *event]`; None: one by one."""

@@ -85,7 +85,7 @@ def announce(score_fn: _checks.Score, x: Tensor, cond: Tensor | None, n_steps: i
 def recognised(fn: Any, x: Tensor, cond: Tensor | None) -> bool:
     """Whether compiled code may know a score or log density: what it does not, it never will."""
     analytic = any(_owner(fn, name, x) is not None for name in ("score", "noisy_score", "log_prob"))
-    return analytic or _network(fn, x, cond, "score", "energy_score", "energy") is not None
+    return analytic or _read(fn, x, cond) is not None
 
 
 class Known:
@@ -106,18 +106,23 @@ class Known:
         return (evaluate if self(x, cond) else _checks.evaluate)(self.fn, x, cond)
 
 
-def _network(fn: Any, x: Tensor, cond: Tensor | None, *kinds: str) -> Reading | None:
-    """A network, if what it gives is of these kinds (a score, by default), and its chains are worth compiled code."""
+def _network(fn: Any, x: Tensor, cond: Tensor | None) -> Reading | None:
+    """A network that gives a score, if its chains are worth compiled code."""
+    reading = _read(fn, x, cond)
+    return reading if reading is not None and reading.gives_score else None
+
+
+def _read(fn: Any, x: Tensor, cond: Tensor | None) -> Reading | None:
+    """A network, be what it gives a score or an energy, if its chains are worth compiled code."""
     if len(x) < _COMPILED_ROWS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return None
-    reading = read(fn, x, cond)
-    return reading if reading is not None and reading.kind in (kinds or ("score", "energy_score")) else None
+    return read(fn, x, cond)
 
 
 def _log_density(log_prob: Any, x: Tensor) -> _cpu_network.Network | None:
     """A network that gives log p, `[B]`, as the energy `-log p`."""
-    reading = _network(log_prob, x, None, "energy")
-    if reading is None or reading.in_scale is not None or reading.skip is not None:
+    reading = _read(log_prob, x, None)
+    if reading is None or reading.gives_score or reading.in_scale is not None or reading.skip is not None:
         return None
     *shifts, last = reading.shifts
     own_rows = [t is not None and len(t) > 1 and t.stride(0) != 0 for t in (last, reading.out_scale, *shifts)]
@@ -134,9 +139,8 @@ def _log_density(log_prob: Any, x: Tensor) -> _cpu_network.Network | None:
 
 def _packed(reading: Reading, x: Tensor, rows: int | None = None) -> _cpu_network.Network | None:
     shifts = tuple(None if shift is None else shift[:rows] for shift in reading.shifts)
-    given = (reading.in_scale, reading.out_scale, reading.skip)
-    scales = tuple(None if scale is None else scale[:rows] for scale in given)
-    return _cpu_network.pack(reading.mlp, x, shifts, scales, energy=reading.kind == "energy_score")
+    scales = tuple(None if scale is None else scale[:rows] for scale in reading.scales)
+    return _cpu_network.pack(reading.mlp, x, shifts, scales, energy=reading.is_energy)
 
 
 def _owner(method: Any, name: str, x: Tensor) -> Any:

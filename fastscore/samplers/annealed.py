@@ -16,7 +16,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import Known, announce, level
-from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare, told
+from fastscore.samplers.arguments import as_tensor, check_clamp, checked, counted, prepare, told
 from fastscore.samplers.langevin import LangevinState
 from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
 
@@ -34,18 +34,22 @@ class AnnealedLangevin:
         sigmas: Sequence[float],
         n_steps_each: int,
         step_size: float,
-        temperature: float,
-        clamp: tuple[float, float] | None,
+        temperature: float = 1.0,
+        clamp: tuple[float, float] | None = None,
         seed: int,
-        first_chain: int,
-        dtype: torch.dtype,
+        first_chain: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.score_fn, self.sigmas, self.n_steps_each, self.dtype = score_fn, sigmas, n_steps_each, dtype
-        self.step_sizes = [step_size * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
-        self.temperature, self.clamp = temperature, clamp
-        self.seed, self.first_chain, self.source = seed, first_chain, whole.UNKNOWN
-        self.known = Known(score_fn)
-        self.sigma = torch.empty(0, dtype=dtype, device="cpu")  # the noise level that a captured step reads, [B]
+        self.score_fn, self.sigmas, self.dtype = score_fn, ladder(sigmas), dtype
+        self.n_steps_each = _checks.count("n_steps_each", n_steps_each)
+        _checks.scalar("step_size", step_size)
+        self.step_sizes = [step_size * (sigma / self.sigmas[-1]) ** 2 for sigma in self.sigmas]
+        self.temperature, self.clamp = temperature, check_clamp(clamp)
+        self.seed, self.first_chain = counted(seed, first_chain)
+        self.source, self.known = whole.UNKNOWN, Known(score_fn)
+        self.sigma = torch.empty(
+            0, dtype=torch.float32, device="cpu"
+        )  # the noise level that a captured step reads, [B]
         self.captured = graph.Capture()
 
     def init(self, x: Tensor) -> LangevinState:
@@ -54,25 +58,24 @@ class AnnealedLangevin:
 
     def step(self, state: LangevinState, k: int) -> LangevinState:
         """Step number k."""
-        if (made := self.advance(state, k, 1)) is not None:
-            return made
+        if (made := self.leap(state, k, 1, chain.NOTHING)) is not None:
+            return made[0]
         x = state.x
         rung = k // self.n_steps_each
         a, t = checked("step_size", self.step_sizes[rung], x), checked("temperature", self.temperature, x)
         moved = _ops.langevin_step(x, self.score(x, self.sigmas[rung]), a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
-    def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
-        """Steps k to k + n - 1 at once, where a kernel can run whole chains of this network."""
-        made = self.trace(state, k, n, chain.NOTHING)
-        return self._replay(state.x, k, n) if made is None else made[0]
-
-    def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """`advance` where no graph is needed, with the positions that are kept on the way."""
-        if (whole := self._whole(state.x, k, n, keep)) is not None:
-            return LangevinState(whole.x), whole.kept
-        made = self._compiled(state.x, k, n, keep)
-        return None if made is None else (LangevinState(made[0]), made[1])
+    def leap(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
+        """Steps k to k + n - 1 at once: in one launch, in compiled code, or where nothing is kept by a CUDA graph."""
+        x = state.x
+        if (launched := self._whole(x, k, n, keep)) is not None:
+            return LangevinState(launched.x), launched.kept
+        if (made := self._compiled(x, k, n, keep)) is not None:
+            return LangevinState(made[0]), made[1]
+        if keep.count or (replayed := self._replay(x, k, n)) is None:
+            return None
+        return replayed, x.unsqueeze(1)[:, :0]
 
     def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> _whole_chain.Result | None:
         """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
@@ -90,9 +93,7 @@ class AnnealedLangevin:
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
-            burn_in=keep.burn_in,
-            thin=keep.thin,
-            n_kept=keep.count,
+            keep=keep,
         )
 
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
@@ -231,7 +232,7 @@ def annealed_langevin_dynamics(
     score_fn = told(prepare(score_fn, x, first_chain, temperature=temperature), cond)
     if callable(temperature):
         raise TypeError("temperature must be a number or a 0-dim tensor, the same for the whole ladder, got a function")
-    levels = _ladder(sigmas)
+    levels = ladder(sigmas)
     _checks.count("n_steps_each", n_steps_each)
     _checks.scalar("step_size", step_size)
     _checks.flag("denoise", denoise)
@@ -278,7 +279,7 @@ def annealed_langevin_dynamics(
     return final if isinstance(output, Tensor) else (final, output[1])
 
 
-def _ladder(sigmas: Sequence[float] | Tensor) -> list[float]:
+def ladder(sigmas: Sequence[float] | Tensor) -> list[float]:
     """The noise levels as floats, checked."""
     to_list = getattr(sigmas, "tolist", None)  # of a tensor or a NumPy array
     given = sigmas if to_list is None else to_list()

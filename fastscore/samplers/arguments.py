@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fastscore import _checks
 from fastscore.ops.noise import computed, tensor
@@ -28,7 +30,23 @@ def prepare(score_fn: _checks.Score, x: Tensor, first_chain: int, **numbers: cha
         if not callable(value):
             chain.schedule(name, value, positive=name != "temperature")
             as_tensor(name, value, x)
+    _warn_of_training(score_fn)
     return as_score(score_fn)
+
+
+def _warn_of_training(score_fn: object) -> None:
+    """Warn of a network whose score is another one with every call."""
+    network = getattr(score_fn, "__self__", score_fn)
+    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    for module in modules:
+        drops = isinstance(module, _DropoutNd) and module.p > 0
+        if module.training and (drops or isinstance(module, _BatchNorm)):
+            warnings.warn(
+                f"score_fn has {type(module).__name__} in training mode: its score differs from call to call or mixes "
+                "the rows of a batch; call .eval() before sampling",
+                stacklevel=_of_the_user(),
+            )
+            return
 
 
 def checked(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
@@ -81,6 +99,11 @@ def _of_the_user() -> int:
     return level
 
 
+def counted(seed: int, first_chain: int) -> tuple[int, int]:
+    """What counters are made of, checked."""
+    return _checks.integer("seed", seed, 0, 2**64), _checks.integer("first_chain", first_chain, 0, 2**56)
+
+
 def told(fn: Callable[..., Tensor], cond: Any) -> Callable[..., Tensor]:
     """A function with the condition as its last argument; the function itself where there is none."""
     return fn if cond is None else lambda *given: fn(*given, cond)
@@ -92,7 +115,7 @@ def same_for_all(reading: Reading) -> bool:
     def same(t: Tensor) -> bool:
         return t.stride(0) == 0 or float((t - t[:1]).abs().max()) <= 1e-5 * float(t.abs().max())
 
-    rows = (*reading.shifts, reading.in_scale, reading.out_scale, reading.skip)
+    rows = (*reading.shifts, *reading.scales)
     return all(t is None or len(t) < 2 or same(t.detach()) for t in rows)
 
 

@@ -8,7 +8,6 @@ from (seed, k, chain), so a run may stop after any step and go on with `first_st
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -22,34 +21,16 @@ from fastscore import _checks
 from fastscore.noise import resolve_seed
 from fastscore.ops.chain import NOTHING as NOTHING
 from fastscore.ops.chain import Keep as Keep
-from fastscore.samplers.algorithm import Algorithm, Leaping, State, Tracing
+from fastscore.samplers.algorithm import Algorithm, Leaping, State
+from fastscore.samplers.finite import POLICIES, Guard, NonFiniteError, rows
 from fastscore.samplers.saved import Record, check_file
 
-POLICIES = ("raise", "freeze", "ignore")
 _LEAP = 256  # steps made at once at most: what an interrupt waits for, and what is made again to find a bad step
 _PATH = 1 << 24  # entries of the states that a leap keeps on its way, at most
-_LOOK_EVERY = 64  # steps between two looks at the flags of a GPU: looking waits for it
 
 Schedule = float | Tensor | Callable[[int], float | Tensor]
 Path = str | os.PathLike[str]
 Output = Tensor | tuple[Tensor, dict[str, Tensor]]
-
-
-class NonFiniteError(RuntimeError):
-    """A chain left the finite numbers.
-
-    Attributes:
-        chains: global indices of the rows that did, a list of ints.
-        step: the first step after which one of them was not finite.
-    """
-
-    def __init__(self, chains: list[int], step: int) -> None:
-        self.chains, self.step = chains, step
-        shown = ", ".join(map(str, chains[:8])) + (", ..." if len(chains) > 8 else "")
-        super().__init__(
-            f"the state of chain {shown} is not finite after step {step} ({len(chains)} in all); a smaller step_size, "
-            'clamp=(low, high), or on_nonfinite="freeze" (keeps the other chains going and flags these) may help'
-        )
 
 
 class Interrupted(KeyboardInterrupt):
@@ -113,38 +94,28 @@ class Run:
         return replace(self, seed=resolve_seed(seed, generator))
 
     @property
-    def n_kept(self) -> int:
-        """States kept: every `thin`-th after the burn-in."""
-        return (self.n_steps - self.burn_in) // self.thin
+    def keep(self) -> Keep:
+        """The states that are kept: every `thin`-th after the burn-in."""
+        return Keep(self.burn_in + self.thin, self.thin, (self.n_steps - self.burn_in) // self.thin)
 
     def leap(self, k: int) -> int:
         """How many steps can be made after the first k before a state has to be looked at."""
         n = self._unwatched(k)
-        return min(n, self._to_keep(k)) if self.return_trajectory or self.return_diagnostics else n
+        return min(n, self.keep.part(k, k).first) if self.return_trajectory or self.return_diagnostics else n
 
     def path(self, k: int, entries: int) -> tuple[int, Keep] | None:
         """The steps of a leap after the first k that keeps states, of so many entries each; None if not two or more."""
         if not (self.return_trajectory or self.return_diagnostics):
             return None
-        n, first = self._unwatched(k), self._to_keep(k)
-        most = max(1, _PATH // max(1, entries))
-        count = min(most, (n - first) // self.thin + 1)
-        keep = Keep(first, self.thin, count)
-        return (min(n, first + count * self.thin - 1), keep) if count > 1 else None
+        n = self._unwatched(k)
+        there = self.keep.part(k, k + n)
+        keep = replace(there, count=min(there.count, max(1, _PATH // max(1, entries))))
+        return (min(n, keep.first + keep.count * keep.thin - 1), keep) if keep.count > 1 else None
 
     def _unwatched(self, k: int) -> int:
         """Steps after the first k up to where a leap has to end, whatever is kept."""
         n = min(_LEAP, self.n_steps - k)
         return n if self.checkpoint is None else min(n, self.checkpoint_every - k % self.checkpoint_every)
-
-    def _to_keep(self, k: int) -> int:
-        """Steps after the first k to the next state that is kept."""
-        return self.thin - (k - self.burn_in) % self.thin if k >= self.burn_in else self.burn_in + self.thin - k
-
-    def kept_after(self, k: int) -> int | None:
-        """The index under which the state after step k (counted from this run's first) is kept, or None."""
-        n, rest = divmod(k + 1 - self.burn_in, self.thin)
-        return n - 1 if n > 0 and rest == 0 else None
 
     def settled(self, state: Tensor, made: Tensor) -> Tensor:
         """What is made of the last state: the state itself where only that is finite, as `on_nonfinite` says.
@@ -156,57 +127,11 @@ class Run:
             return made
         bad = ~torch.isfinite(made).flatten(1).all(1)
         if self.on_nonfinite == "freeze":
-            return torch.where(_rows(bad, made), state.to(made.dtype), made)
+            return torch.where(rows(bad, made), state.to(made.dtype), made)
         if bool(bad.any()):
             last = self.first_step + self.n_steps - 1
             raise NonFiniteError((self.first_chain + bad.nonzero().flatten()).tolist(), last)
         return made
-
-
-class Guard:
-    """Finds the chains that are not finite, and raises, freezes them at their last finite state, or lets them be."""
-
-    def __init__(self, run: Run, x: Tensor) -> None:
-        self.policy, self.first_chain = run.on_nonfinite, run.first_chain
-        self.first_bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
-        self.replay_until = 0  # steps up to here are made singly: a leap over them failed
-        self._look_now = x.device.type == "cpu"
-
-    def __call__(self, old: State, new: State, k: int) -> State:
-        """The state to go on with after step k."""
-        if self.policy == "ignore" or (self._look_now and not self._any_frozen() and _surely_finite(new)):
-            return new
-        bad = ~_finite(new)
-        self.first_bad = torch.where(bad & (self.first_bad < 0), k, self.first_bad)
-        if self.policy == "freeze":
-            frozen = self.first_bad >= 0
-            return type(new)(*(torch.where(_rows(frozen, n), o, n) for o, n in zip(old, new, strict=True)))
-        if self._look_now or k % _LOOK_EVERY == _LOOK_EVERY - 1:
-            self.look()
-        return new
-
-    def after_leap(self, old: State, new: State) -> State | None:
-        """The state to go on with after a leap; None if a chain broke on the way: make the steps singly."""
-        if self.policy == "ignore":
-            return new
-        frozen = self.first_bad >= 0
-        if not self._any_frozen():
-            return new if _surely_finite(new) or bool(_finite(new).all()) else None
-        if not bool((_finite(new) | frozen).all()):
-            return None
-        return type(new)(*(torch.where(_rows(frozen, n), o, n) for o, n in zip(old, new, strict=True)))
-
-    def look(self) -> None:
-        """Raise now if the policy is to raise and a chain was found not finite."""
-        if self.policy != "raise":
-            return
-        bad = self.first_bad.cpu()
-        if bool((bad >= 0).any()):
-            step = int(bad[bad >= 0].min())
-            raise NonFiniteError((self.first_chain + (bad == step).nonzero().flatten()).tolist(), step)
-
-    def _any_frozen(self) -> bool:
-        return self.policy == "freeze" and bool((self.first_bad >= 0).any())
 
 
 def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State | None = None) -> tuple[State, Output]:
@@ -217,7 +142,7 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     `chain_var` of every chain over its kept states (`[B, *event]`, kept up as it runs: no trajectory is needed), and
     `first_nonfinite` (`[B]`, the step after which a chain was first not finite, or -1).
     """
-    guard, record = Guard(run, x), Record(run, type(algorithm).__name__, x)
+    guard, record = Guard(run.on_nonfinite, run.first_chain, x), Record(run, type(algorithm).__name__, x)
     # One object, so that an interrupt never sees a state of another step.
     done, guard.first_bad = record.restore(algorithm.init(x) if state is None else state, guard.first_bad)
     # A disabled tqdm too waits for a lock that forked processes share: one killed while it held it would stop this run.
@@ -226,12 +151,14 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
         with torch.no_grad(), bar if bar is not None else nullcontext():
             while done[1] < run.n_steps:
                 old, k, running = done
-                if (traced := _trace(algorithm, guard, run, old, k)) is not None:
-                    state, steps, first, path = traced
-                    done = (state, steps, record.keep_path(path, first, running))
+                kept, n = run.path(k, old[0].numel()), run.leap(k)
+                if kept is not None and (made := _leap(algorithm, guard, run, old, k, *kept)) is not None:
+                    done = (made[0], k + kept[0], record.keep_path(made[1], k + kept[1].first, running))
+                elif (made := _leap(algorithm, guard, run, old, k, n, NOTHING)) is not None:
+                    done = (made[0], k + n, record.keep(made[0][0], k + n, running))
                 else:
-                    new = _leap(algorithm, guard, run, old, k) or _step(algorithm, guard, run, old, k)
-                    done = (*new, record.keep(new[0][0], new[1], running))
+                    state = _step(algorithm, guard, run, old, k)
+                    done = (state, k + 1, record.keep(state[0], k + 1, running))
                 if record.due(done[1]):
                     guard.look()
                     record.write(*done, guard.first_bad)
@@ -250,43 +177,28 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
     return done[0], (output, record.diagnostics(done[2], guard.first_bad))
 
 
-def _step(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int]:
-    """(state, steps made) after one step more."""
+def _step(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> State:
+    """The state after one step more."""
     step = run.first_step + k
-    return guard(state, algorithm.step(state, step), step), k + 1
+    return guard(state, algorithm.step(state, step), step)
 
 
-def _leap(algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int) -> tuple[State, int] | None:
-    """(state, steps made) after as many steps as nothing looks at; None where they have to be made one by one."""
-    n = run.leap(k)
+def _leap(
+    algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int, n: int, keep: Keep
+) -> tuple[State, Tensor] | None:
+    """(state after n steps more, positions kept on the way); None where they have to be made one by one."""
     if n <= 1 or k < guard.replay_until or not isinstance(algorithm, Leaping):
         return None
-    made = algorithm.advance(state, run.first_step + k, n)
-    settled = guard.after_leap(state, made) if made is not None else None
-    if settled is None:
-        guard.replay_until = k + n
-        return None
-    return settled, k + n
-
-
-def _trace(
-    algorithm: Algorithm[State], guard: Guard, run: Run, state: State, k: int
-) -> tuple[State, int, int, Tensor] | None:
-    """(state, steps made, those after which the first position was kept, positions kept); None as in `_leap`."""
-    if k < guard.replay_until or not isinstance(algorithm, Tracing):
-        return None
-    if (leap := run.path(k, state[0].numel())) is None:
-        return None
-    n, keep = leap
-    if (made := algorithm.trace(state, run.first_step + k, n, keep)) is None:
-        return None
-    if (settled := guard.after_leap(state, made[0])) is None:
-        guard.replay_until = k + n
+    made = algorithm.leap(state, run.first_step + k, n, keep)
+    settled = guard.after_leap(state, made[0]) if made is not None else None
+    if made is None or settled is None:
+        if made is not None or not keep.count:  # else a leap that keeps nothing may still be made
+            guard.replay_until = k + n
         return None
     path = made[1]
-    if run.on_nonfinite == "freeze":
-        path = torch.where(_rows(guard.first_bad >= 0, path), settled[0].unsqueeze(1), path)
-    return settled, k + n, k + keep.first, path
+    if run.on_nonfinite == "freeze" and keep.count:
+        path = torch.where(rows(guard.first_bad >= 0, path), settled[0].unsqueeze(1), path)
+    return settled, path
 
 
 def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[int], float | Tensor]:
@@ -302,26 +214,3 @@ def schedule(name: str, value: Schedule, *, positive: bool = True) -> Callable[[
         return checked
     check(name, value)
     return lambda k: value
-
-
-def _moving(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What of a state has to be finite: the position, and the velocity of a chain that has one."""
-    velocity = getattr(state, "velocity", None)
-    return state[:1] if velocity is None else (state[0], velocity)
-
-
-def _surely_finite(state: tuple[Tensor, ...]) -> bool:
-    """Whether sums already tell that all chains are; large numbers may hide it."""
-    return all(math.isfinite(part.sum()) for part in _moving(state))
-
-
-def _finite(state: tuple[Tensor, ...]) -> Tensor:
-    """Which chains are, `[B]`."""
-    first, *rest = (torch.isfinite(part).flatten(1).all(1) for part in _moving(state))
-    for other in rest:
-        first = first & other
-    return first
-
-
-def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *(1,) * (like.dim() - 1))

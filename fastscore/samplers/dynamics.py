@@ -13,6 +13,7 @@ from fastscore import _checks
 from fastscore.noise import Stream, normal
 from fastscore.samplers import chain
 from fastscore.samplers.arguments import as_score, check_clamp, prepare
+from fastscore.samplers.finite import POLICIES
 from fastscore.samplers.langevin import langevin_dynamics
 from fastscore.samplers.signatures import Diagnosed, SampleArguments
 
@@ -72,7 +73,7 @@ class LangevinDynamics:
                 f"integrator must be None or 'euler_maruyama', got {integrator!r}: other steps are those of "
                 "underdamped_langevin and mala"
             )
-        _checks.choice("on_nonfinite", on_nonfinite, chain.POLICIES)
+        _checks.choice("on_nonfinite", on_nonfinite, POLICIES)
         _checks.floating_dtype("dtype", dtype)
         _checks.device("device", device)
         self.score_fn, self.clamp, self.dtype, self.device = as_score(score_fn), check_clamp(clamp), dtype, device
@@ -147,6 +148,8 @@ class LangevinDynamics:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         burn_in: int = 0,
+        first_chain: int = 0,
+        first_step: int = 0,
         checkpoint: chain.Path | None = None,
         checkpoint_every: int = 1000,
         progress: bool = False,
@@ -167,6 +170,8 @@ class LangevinDynamics:
             seed: an int in [0, 2^64), for the initial state and the noise.
             generator: where to draw the seed from instead.
             burn_in: steps before the first is counted for keeping.
+            first_chain: the global index of row 0.
+            first_step: the number of the first step, to go on from x with the same seed.
             checkpoint: a file the run is written to and goes on from, as in `langevin_dynamics`.
             checkpoint_every: steps between two writings.
             progress: show a progress bar.
@@ -182,6 +187,8 @@ class LangevinDynamics:
             "n_steps": n_steps,
             "thin": thin,
             "burn_in": burn_in,
+            "first_chain": first_chain,
+            "first_step": first_step,
             "return_trajectory": return_trajectory,
             "return_diagnostics": return_diagnostics,
             "checkpoint": checkpoint,
@@ -191,16 +198,17 @@ class LangevinDynamics:
         score_fn, arguments = self._at(y, model_kwargs)
         _checks.flag("reset_schedulers", reset_schedulers)
         if not reset_schedulers and (callable(arguments["step_size"]) or callable(arguments["temperature"])):
-            raise ValueError("reset_schedulers must be True, got False: to go on, give langevin_dynamics first_step=")
+            raise ValueError("reset_schedulers must be True, got False: to go on, give first_step=")
         if x is None:
             if dim is None:
                 raise ValueError("give x (starting points) or dim (the shape of an event), got neither")
             event = dim if isinstance(dim, Sequence) else (dim,)
             shape = (_checks.count("n_samples", n_samples), *(_checks.count("dim", d) for d in event))
             like = torch.empty(shape, dtype=self.dtype, device=self.device)
-            prepare(score_fn, like, 0, **{name: arguments[name] for name in ("step_size", "temperature")})
+            prepare(score_fn, like, first_chain, **{name: arguments[name] for name in ("step_size", "temperature")})
             seed, generator = chain.Run(**kept).seeded(seed, generator).seed, None
-            x = normal(shape, seed=seed, stream=Stream.INITIAL, dtype=self.dtype, device=self.device)
+            drawn: dict[str, Any] = {"seed": seed, "stream": Stream.INITIAL, "first_chain": first_chain}
+            x = normal(shape, dtype=self.dtype, device=self.device, **drawn)
         made: chain.Output = langevin_dynamics(score_fn, x, seed=seed, generator=generator, **kept, **arguments)
         return made
 

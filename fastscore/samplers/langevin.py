@@ -14,7 +14,7 @@ from fastscore.ops import langevin as _ops
 from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
 from fastscore.samplers.analytic import Known, announce, compiled
-from fastscore.samplers.arguments import as_tensor, check_clamp, checked, prepare, table, warn_of_divergence
+from fastscore.samplers.arguments import as_tensor, check_clamp, checked, counted, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, LangevinArguments
 
 if TYPE_CHECKING:
@@ -86,7 +86,12 @@ class Langevin:
     """Langevin dynamics as `init` and `step`, for people who write their own loop.
 
     The state is kept in float32 (float64 for a float64 x), because small steps would be lost in a narrower one; the
-    score is evaluated at the state rounded to `dtype`.
+    score is evaluated at the state rounded to `dtype`. A loop of one's own:
+
+        algorithm = fastscore.samplers.Langevin(score_fn, step_size=0.01, seed=0, dtype=x.dtype)
+        state = algorithm.init(x)
+        for k in range(1000):
+            state = algorithm.step(state, k)  # state.x is the position
     """
 
     def __init__(
@@ -106,7 +111,7 @@ class Langevin:
         self.known = Known(score_fn)
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
-        self.seed, self.first_chain = seed, first_chain
+        self.seed, self.first_chain = counted(seed, first_chain)
 
     def init(self, x: Tensor) -> LangevinState:
         """The state at x."""
@@ -114,28 +119,25 @@ class Langevin:
 
     def step(self, state: LangevinState, k: int) -> LangevinState:
         """Step number k."""
-        if (made := self.advance(state, k, 1)) is not None:
-            return made
+        if (made := self.leap(state, k, 1, chain.NOTHING)) is not None:
+            return made[0]
         x = state.x
         a, t = checked("step_size", self.step_size(k), x), checked("temperature", self.temperature(k), x)
         score = self._score(x)
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
-    def advance(self, state: LangevinState, k: int, n: int) -> LangevinState | None:
-        """Steps k to k + n - 1 at once, where a kernel can run whole chains of this score."""
-        if (made := self.trace(state, k, n, chain.NOTHING)) is not None:
-            return made[0]
-        if (replayed := self._graph(x := state.x, k, n)) is None:
+    def leap(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
+        """Steps k to k + n - 1 at once: in one launch, in compiled code, or where nothing is kept by a CUDA graph."""
+        x = state.x
+        if (launched := self._whole(x, k, n, keep)) is not None:
+            return LangevinState(launched.x), launched.kept
+        if (made := self._compiled(x, k, n, keep)) is not None:
+            return LangevinState(made[0]), made[1]
+        if keep.count or (replayed := self._graph(x, k, n)) is None:
             return None
-        return LangevinState(replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x)))
-
-    def trace(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """`advance` where no graph is needed, with the positions that are kept on the way."""
-        if (whole := self._whole(state.x, k, n, keep)) is not None:
-            return LangevinState(whole.x), whole.kept
-        made = self._compiled(state.x, k, n, keep)
-        return None if made is None else (LangevinState(made[0]), made[1])
+        settings = None if self._constant else lambda k: self._settings(k, x)
+        return LangevinState(replayed.run(x, k, n, settings)), x.unsqueeze(1)[:, :0]
 
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
         """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU; None where it does not know s."""
@@ -191,9 +193,7 @@ class Langevin:
             first_step=k,
             first_chain=self.first_chain,
             clamp=self.clamp,
-            burn_in=keep.burn_in,
-            thin=keep.thin,
-            n_kept=keep.count,
+            keep=keep,
         )
 
 

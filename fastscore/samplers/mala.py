@@ -18,7 +18,7 @@ from fastscore.reference.metropolis import MalaState as MalaState
 from fastscore.reference.metropolis import Proposal
 from fastscore.samplers import analytic, chain
 from fastscore.samplers.analytic import Known, announce
-from fastscore.samplers.arguments import as_tensor, prepare, table, told
+from fastscore.samplers.arguments import as_tensor, counted, prepare, table, told
 from fastscore.samplers.signatures import Diagnosed, MalaArguments
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Mala:
         density, gradient = _density(log_prob, score_fn)
         self.log_prob, self.score_fn = told(density, cond), gradient and told(gradient, cond)
         self.step_size = chain.schedule("step_size", step_size)
-        self.seed, self.first_chain, self.dtype = seed, first_chain, dtype
+        self.dtype = dtype
+        self.seed, self.first_chain = counted(seed, first_chain)
         self.known = Known(self.log_prob)
 
     def init(self, x: Tensor) -> MalaState:
@@ -59,20 +60,15 @@ class Mala:
 
     def step(self, state: MalaState, k: int) -> MalaState:
         """Step number k."""
-        if (made := self.advance(state, k, 1)) is not None:
-            return made
+        if (made := self.leap(state, k, 1, chain.NOTHING)) is not None:
+            return made[0]
         counters, x = (self.seed, k, self.first_chain), state.x
         a = as_tensor("step_size", self.step_size(k), x).to(x.dtype)
         y = langevin_step(x, state.score, a, 1.0, *counters)
         return accept(state, Proposal(y, *self.evaluate(y)), a, *counters)
 
-    def advance(self, state: MalaState, k: int, n: int) -> MalaState | None:
-        """Steps k to k + n - 1 at once, where compiled code has the density."""
-        made = self.trace(state, k, n, chain.NOTHING)
-        return None if made is None else made[0]
-
-    def trace(self, state: MalaState, k: int, n: int, keep: chain.Keep) -> tuple[MalaState, Tensor] | None:
-        """`advance`, with the positions that are kept on the way."""
+    def leap(self, state: MalaState, k: int, n: int, keep: chain.Keep) -> tuple[MalaState, Tensor] | None:
+        """Steps k to k + n - 1 at once, where compiled code knows the target."""
         if (target := self._target(state.x)) is None:
             return None
         a = table("step_size", self.step_size, range(k, k + n), state.x).expand(n, state.x.shape[1]).contiguous()

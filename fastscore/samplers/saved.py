@@ -39,8 +39,8 @@ class Record:
     def __init__(self, run: Run, algorithm: str, x: Tensor) -> None:
         self.run, self.device = run, x.device
         event = x.shape[1:]
-        self.trajectory = x.new_empty(x.shape[0], run.n_kept, *event) if run.return_trajectory else None
-        self.moments = x.new_empty(2, run.n_kept, *event) if run.return_diagnostics else None
+        self.trajectory = x.new_empty(x.shape[0], run.keep.count, *event) if run.return_trajectory else None
+        self.moments = x.new_empty(2, run.keep.count, *event) if run.return_diagnostics else None
         self.path = run.checkpoint
         same = ("seed", "first_chain", "first_step", "burn_in", "thin", "on_nonfinite")
         self.about: dict[str, Any] = {"algorithm": algorithm, "stream": STREAM_VERSION}
@@ -56,13 +56,13 @@ class Record:
 
     def keep(self, position: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep the position after so many steps, if it is one to be kept; what is running then."""
-        if self.run.kept_after(steps - 1) is None:
+        if self.run.keep.index(steps) is None:
             return running
         return self.keep_path(position.unsqueeze(1), steps, running)
 
     def keep_path(self, path: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep positions `[B, n, *event]`, the first of them after so many steps, the others `thin` steps apart."""
-        first = self.run.kept_after(steps - 1)
+        first = self.run.keep.index(steps)
         assert first is not None
         if self.trajectory is not None:
             self.trajectory[:, first : first + path.shape[1]] = path
@@ -83,14 +83,14 @@ class Record:
     def diagnostics(self, running: tuple[Tensor, ...], first_bad: Tensor) -> dict[str, Tensor]:
         """What a run that was asked for diagnostics gives."""
         assert self.moments is not None
-        n, dtype = self.run.n_kept, self.moments.dtype
+        n, dtype = self.run.keep.count, self.moments.dtype
         mean, var = (running[0], running[1] / n) if n else (torch.full_like(part, torch.nan) for part in running)
         chains = {"chain_mean": mean.to(dtype), "chain_var": var.to(dtype)}
         return {"mean": self.moments[0], "var": self.moments[1], **chains, "first_nonfinite": first_bad}
 
     def kept(self, steps: int) -> dict[str, Tensor]:
         """What was kept in so many steps."""
-        n = max(0, steps - self.run.burn_in) // self.run.thin
+        n = self.run.keep.part(0, steps).count
         held = {"trajectory": self.trajectory, "moments": self.moments}
         return {name: tensor[:, :n] for name, tensor in held.items() if tensor is not None}
 

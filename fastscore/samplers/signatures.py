@@ -106,6 +106,8 @@ class SampleArguments(TypedDict, total=False):
     seed: int | None
     generator: torch.Generator | None
     burn_in: int
+    first_chain: int
+    first_step: int
     checkpoint: chain.Path | None
     checkpoint_every: int
     progress: bool

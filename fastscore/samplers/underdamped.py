@@ -13,7 +13,7 @@ from fastscore.ops import _cpu_target
 from fastscore.ops.noise import computed, normal
 from fastscore.samplers import chain
 from fastscore.samplers.analytic import Known, announce, compiled
-from fastscore.samplers.arguments import as_tensor, prepare, table, warn_of_divergence
+from fastscore.samplers.arguments import as_tensor, counted, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, KineticArguments
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Underdamped:
         self.known = Known(score_fn)
         self.step_size = chain.schedule("step_size", step_size)
         self.temperature = chain.schedule("temperature", temperature, positive=False)
-        self.seed, self.first_chain = seed, first_chain
+        self.seed, self.first_chain = counted(seed, first_chain)
 
     def init(self, x: Tensor, velocity: Tensor | None = None) -> UnderdampedState:
         """The state at x, with velocities drawn from N(0, T) where none are given."""
@@ -63,8 +63,8 @@ class Underdamped:
 
     def step(self, state: UnderdampedState, k: int) -> UnderdampedState:
         """Step number k."""
-        if (made := self.advance(state, k, 1)) is not None:
-            return made
+        if (made := self.leap(state, k, 1, chain.NOTHING)) is not None:
+            return made[0]
         x, v, score = state
         a = as_tensor("step_size", self.step_size(k), x).to(x.dtype)
         half, keep, renew = self._factors(a, as_tensor("temperature", self.temperature(k), x).to(x.dtype))
@@ -75,15 +75,8 @@ class Underdamped:
         score = self._score(x)
         return UnderdampedState(x, v + half * score, score)
 
-    def advance(self, state: UnderdampedState, k: int, n: int) -> UnderdampedState | None:
-        """Steps k to k + n - 1 at once, where compiled code has the score."""
-        made = self.trace(state, k, n, chain.NOTHING)
-        return None if made is None else made[0]
-
-    def trace(
-        self, state: UnderdampedState, k: int, n: int, keep: chain.Keep
-    ) -> tuple[UnderdampedState, Tensor] | None:
-        """`advance`, with the positions that are kept on the way."""
+    def leap(self, state: UnderdampedState, k: int, n: int, keep: chain.Keep) -> tuple[UnderdampedState, Tensor] | None:
+        """Steps k to k + n - 1 at once, where compiled code knows the target."""
         x, steps = state.x, range(k, k + n)
         if (target := self._target(x)) is None:
             return None

@@ -38,11 +38,10 @@ def source(score_fn: Any, x: Tensor, cond: Any) -> ops.Source | None:
     reading = _network(score_fn, x, cond)
     if reading is None:
         return None
-    scales = (reading.in_scale, reading.out_scale, reading.skip)
     if cond is None and same_for_all(reading):
-        return ops.Network(reading.mlp, tuple(reading.shifts), scales, reading.kind == "energy_score")
-    rows = tuple(None if scale is None else scale.expand(len(x), 1).contiguous() for scale in scales)
-    return ops.Network(reading.mlp, tuple(reading.shifts), rows, reading.kind == "energy_score", per_chain=True)  # type: ignore[arg-type]
+        return ops.Network(reading.mlp, reading.shifts, reading.scales, reading.is_energy)
+    rows = tuple(None if scale is None else scale.expand(len(x), 1).contiguous() for scale in reading.scales)
+    return ops.Network(reading.mlp, reading.shifts, rows, reading.is_energy, per_chain=True)  # type: ignore[arg-type]
 
 
 def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | None:
@@ -56,8 +55,8 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | No
     if len(readings) < len(sigmas) or not all(map(same_for_all, readings)):
         return None
     shifts = tuple(map(_stacked, zip(*(reading.shifts for reading in readings), strict=True)))
-    scales = tuple(map(_stacked, zip(*((r.in_scale, r.out_scale, r.skip) for r in readings), strict=True)))
-    return ops.Network(readings[0].mlp, shifts, scales, readings[0].kind == "energy_score")  # type: ignore[arg-type]
+    scales = tuple(map(_stacked, zip(*(reading.scales for reading in readings), strict=True)))
+    return ops.Network(readings[0].mlp, shifts, scales, readings[0].is_energy)  # type: ignore[arg-type]
 
 
 def _mixture(target: GaussianMixture) -> ops.Mixture:
@@ -78,7 +77,7 @@ def _network(score_fn: Any, x: Tensor, cond: Any) -> Reading | None:
     if x.dim() != 2 or x.dtype != torch.float32:
         return None
     reading = read(score_fn, x, cond)
-    return reading if reading is not None and reading.kind in ("score", "energy_score") else None
+    return reading if reading is not None and reading.gives_score else None
 
 
 def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:

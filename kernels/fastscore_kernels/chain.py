@@ -75,7 +75,6 @@ def noise(key_low, key_high, step, chains, N_FEATURES: tl.constexpr, DOUBLE: tl.
 def chain_kernel(
     out_ptr,
     kept_ptr,
-    first_bad_ptr,
     x_ptr,
     step_size_ptr,
     temperature_ptr,
@@ -97,7 +96,6 @@ def chain_kernel(
     BLOCK_CHAINS: tl.constexpr,
     PER_FEATURE: tl.constexpr,
     CLAMP: tl.constexpr,
-    FREEZE: tl.constexpr,
 ):
     """x <- x + a s(x) + sqrt(2 a T) e, `n_steps` times; a and T are read from the row of this step's level.
 
@@ -112,7 +110,6 @@ def chain_kernel(
     row, column, there = turned(chains), turned(features), turned(inside)
     offs = tl.max_contiguous(row * N_FEATURES + column, [1, 1])
     x = turned(tl.load(x_ptr + offs, mask=there, other=0.0))
-    first_bad = tl.full([BLOCK_CHAINS], -1, tl.int32)
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
     for kept in range(n_kept + 1):
         # Not carried from the loop's last turn: Triton (3.6, 3.7) takes what only bounds an inner loop for dead, and
@@ -128,19 +125,13 @@ def chain_kernel(
                 a = tl.load(step_size_ptr + level)
             s = SCORE(x, (features, inside, chains, level), score_params)
             e = noise(key_low, key_high, first_step + k, first_chain + chains, N_FEATURES, DOUBLE)
-            moved = x + a * s + tl.sqrt(2.0 * t * a) * e
-            moved = tl.where(exists, moved, 0.0)
+            x = tl.where(exists, x + a * s + tl.sqrt(2.0 * t * a) * e, 0.0)
             if CLAMP:  # comparisons with a NaN are false, so that it stays one
-                moved = tl.where(moved < low, low, tl.where(moved > high, high, moved))
-            bad = tl.max((tl.abs(moved) < float("inf")).to(tl.int32) ^ 1, 0) != 0
-            first_bad = tl.where(bad & (first_bad < 0), k, first_bad)
-            x = tl.where((first_bad >= 0)[None, :], x, moved) if FREEZE else moved
+                x = tl.where(x < low, low, tl.where(x > high, high, x))
         if kept < n_kept:
             offs_kept = (row * n_kept + kept) * N_FEATURES + column
             tl.store(kept_ptr + tl.max_contiguous(offs_kept, [1, 1]), turned(x), mask=there)
     tl.store(out_ptr + offs, turned(x), mask=there)
-    chain = tl.program_id(0).to(tl.int64) * BLOCK_CHAINS + tl.arange(0, BLOCK_CHAINS)
-    tl.store(first_bad_ptr + chain, first_bad, mask=chain < n_chains)
 
 
 def generation(device: torch.device) -> int:
@@ -190,20 +181,17 @@ def chain_call(
     first_step: int,
     first_chain: int,
     clamp: tuple[float, float] | None,
-    freeze: bool,
     options: dict[str, int],
-) -> tuple[tuple[int], dict[str, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Grid, arguments and outputs (last state, kept states, first bad step) of one launch; see `run_chain`."""
+) -> tuple[tuple[int], dict[str, Any], tuple[torch.Tensor, torch.Tensor]]:
+    """Grid, arguments and outputs (last state, kept states) of one launch; see `run_chain`."""
     x, step_size, temperature = (t.to(x.dtype).contiguous() for t in (x, step_size, temperature))
     n_chains, n_features = x.shape
     out = torch.empty((n_chains, n_features), dtype=x.dtype, device=x.device)
     kept = torch.empty((n_chains, n_kept, n_features), dtype=x.dtype, device=x.device)
-    first_bad = torch.empty((n_chains,), dtype=torch.int32, device=x.device)
     key_low, key_high, low_step = philox.as_int32(seed, seed >> 32, first_step)
     arguments = {
         "out_ptr": out,
         "kept_ptr": kept,
-        "first_bad_ptr": first_bad,
         "x_ptr": x,
         "step_size_ptr": step_size,
         "temperature_ptr": temperature,
@@ -224,10 +212,9 @@ def chain_call(
         "N_FEATURES": n_features,
         "PER_FEATURE": step_size.dim() == 2,
         "CLAMP": clamp is not None,
-        "FREEZE": freeze,
         **options,
     }
-    return (triton.cdiv(n_chains, options["BLOCK_CHAINS"]),), arguments, (out, kept, first_bad)
+    return (triton.cdiv(n_chains, options["BLOCK_CHAINS"]),), arguments, (out, kept)
 
 
 def _bounds(clamp: tuple[float, float] | None, x: torch.Tensor) -> torch.Tensor:
@@ -238,15 +225,14 @@ def _bounds(clamp: tuple[float, float] | None, x: torch.Tensor) -> torch.Tensor:
     return bounds
 
 
-def run_chain(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def run_chain(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The chain of x `[B, D]` (float32 or float64) under `score(x, at, params)`, in one launch.
 
     step_size `[levels]` or `[levels, D]` and temperature `[levels]`: step k of this run takes the row
     (ladder_step + k) div steps_each. The noise of step k is that of step first_step + k of chain first_chain + row.
 
     Returns:
-        The last state `[B, D]`; the states after step burn_in + (i + 1) thin, `[B, n_kept, D]`; and the number k of the
-        step after which a chain was first not finite, `[B]` int32, -1 where it never was.
+        The last state `[B, D]` and the states after step burn_in + (i + 1) thin, `[B, n_kept, D]`.
     """
     grid, call, outputs = chain_call(*arguments, **named)
     with device_of(call["x_ptr"]):

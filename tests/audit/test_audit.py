@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import audit, audit_plain, audit_record
+from bench.audit_hazards import hazards
 
 CASES = list(audit_plain.cases())
 
@@ -20,4 +21,4 @@ def test_the_fused_step_is_bound_by_memory(dtype, limit):
 def test_rows_are_addressed_in_64_bits():
     """The product of a row number and the width of a row is where 2^31 elements overflow an int32."""
     for case in CASES:
-        assert not audit.hazards(audit.ttir(case)), case.name
+        assert not hazards(audit.ttir(case)), case.name

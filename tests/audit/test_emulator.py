@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastscore.reference.activations import ACTIVATIONS
+from fastscore_kernels import activations
 from tests import emulator
 from tests.emulator.memory import AccessError
 
@@ -120,3 +122,22 @@ def test_what_triton_makes_of_a_loop_in_a_loop(carried):
     out = torch.zeros(1, dtype=torch.int32)
     legs_kernel[(1,)](out, 3, carried)
     assert out.item() == 30
+
+
+@triton.jit
+def fast_kernel(value_ptr, slope_ptr, z_ptr, NAME: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    h, d = activations.value_and_slope(tl.load(z_ptr + at), NAME, True)
+    tl.store(value_ptr + at, h)
+    tl.store(slope_ptr + at, d)
+
+
+@pytest.mark.parametrize("name", ["silu", "tanh", "gelu_tanh"])
+def test_the_fast_sigmoid(name):
+    """Where products are in TF32 or bfloat16: good to 2^-10, which no interpreter can run."""
+    z, value, slope = torch.linspace(-8, 8, 1024), torch.empty(1024), torch.empty(1024)
+    with emulator.installed(90):
+        fast_kernel[(1,)](value, slope, z, name, 1024)
+    h, d = ACTIVATIONS[name].derivatives(z.double(), 1)
+    assert ((value - h).abs() <= 2.0**-10 * z.abs().clamp(min=2)).all()
+    assert ((slope - d).abs() <= 2.0**-9 * z.abs().clamp(min=2)).all()

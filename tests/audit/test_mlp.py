@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench import audit, audit_chain, audit_mlp, audit_whole, tune
+from bench.audit_hazards import hazards
 from fastscore.ops._cpu_program import Noise
 from fastscore.ops.mlp_curvature import Curvature
 from fastscore.ops.mlp_forms import Draw, Quadratic, Tangents
@@ -85,7 +86,7 @@ def test_products_and_rows_are_what_the_table_says(operation):
     assert set(chosen) == {"bf16", "tf32", "tf32x3"}
     for entry in chosen.values():
         case = module.case(entry)
-        assert not audit.hazards(ttir := audit.ttir(case), case.precision) and "tt.dot " in ttir, case.name
+        assert not hazards(ttir := audit.ttir(case), case.precision) and "tt.dot " in ttir, case.name
 
 
 @pytest.mark.parametrize("operation", ["mlp_forward", "trace_3", "energy_2", "curvature_2"])

@@ -16,6 +16,7 @@ import pytest
 import triton
 
 from bench import audit, audit_record
+from bench.audit_hazards import hazards
 
 ENTRIES = list(audit_record.entries())
 # One of each kernel on an H100's architecture, the tightest among them, and some on every other.
@@ -180,21 +181,21 @@ WIDE = {
 @pytest.mark.parametrize("ttir", [pytest.param(ttir, id=name.replace(" ", "-")) for name, ttir in NARROW.items()])
 def test_rows_of_32_bits_are_found(ttir):
     """Whatever they went through on their way to an address."""
-    assert audit.hazards(ttir) == ["a row's number in 32 bits"]
+    assert hazards(ttir) == ["a row's number in 32 bits"]
 
 
 @pytest.mark.parametrize("ttir", [pytest.param(ttir, id=name.replace(" ", "-")) for name, ttir in WIDE.items()])
 def test_what_fits_32_bits_is_no_hazard(ttir):
-    assert not audit.hazards(ttir)
+    assert not hazards(ttir)
 
 
 def test_products_of_another_precision_are_found():
     """In Triton's own terms, as it would say them."""
     product = "%5 = tt.dot %3, %4, %0, inputPrecision = tf32 : tensor<16x16xf32> * tensor<16x16xf32>"
     narrower = "%5 = tt.dot %3, %4, %0 : tensor<16x16xbf16> * tensor<16x16xbf16> -> tensor<16x16xf32>"
-    assert not audit.hazards(product) + audit.hazards(product, "tf32") + audit.hazards(narrower, "bf16x6")
+    assert not hazards(product) + hazards(product, "tf32") + hazards(narrower, "bf16x6")
     for ttir, precision in ((product, "tf32x3"), (product, "bf16"), (narrower, "tf32"), (narrower, "ieee")):
-        assert audit.hazards(ttir, precision) == ["a product without its precision"]
+        assert hazards(ttir, precision) == ["a product without its precision"]
 
 
 class Fake:

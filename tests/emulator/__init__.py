@@ -6,7 +6,7 @@ of the tensors that a launch was given, a vector that is not aligned, two thread
 memory with no barrier between them, a warp that is split where it must not be, an instruction that is not known: each
 is an error.
 
-    with emulator.installed():        # in a process without TRITON_INTERPRET
+    with emulator.installed(90):      # in a process without TRITON_INTERPRET
         launch anything on CPU tensors
 
 What it is not: a clock, or the hardware. Copies that are asynchronous there are made at once here, and the sums of a

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tests.emulator.arithmetic import DTYPES, Mask, Step, as_dtype, extended, vector
-from tests.emulator.memory import AccessError, Values, Who
+from tests.emulator.memory import AccessError, Who
+from tests.emulator.values import DTYPES, Ints, Mask, Step, Values, as_dtype, extended, vector
 
 if TYPE_CHECKING:
     from tests.emulator.machine import Machine
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"\[\s*([$%\w]+)\s*(?:\+\s*(-?\w+))?\s*\]")
 
 
-def addresses(machine: Machine, operand: str, chosen: Any, alignment: int) -> NDArray[np.int64]:
+def addresses(machine: Machine, operand: str, chosen: Any, alignment: int) -> Ints:
     """What `[register + offset]` is for the threads chosen."""
     register, offset = _ADDRESS.fullmatch(operand).groups()  # type: ignore[union-attr]
     dtype = DTYPES["s64"] if register.startswith("%") and machine.program.width(register) == 64 else DTYPES["s32"]
@@ -36,13 +35,13 @@ def _everyone(mask: Mask | None) -> Any:
     return slice(None) if mask is None else mask
 
 
-def _read(machine: Machine, space: str, address: NDArray[np.int64], dtype: np.dtype[Any], chosen: Any) -> Values:
+def _read(machine: Machine, space: str, address: Ints, dtype: np.dtype[Any], chosen: Any) -> Values:
     if space == "global":
         return machine.memory.load(address, dtype, _who(machine, chosen))
     return machine.shared.load(address, dtype, machine.local[chosen])
 
 
-def _put(machine: Machine, space: str, address: NDArray[np.int64], values: Values, chosen: Any) -> None:
+def _put(machine: Machine, space: str, address: Ints, values: Values, chosen: Any) -> None:
     if space == "global":
         machine.memory.store(address, values, _who(machine, chosen))
     else:

@@ -3,81 +3,17 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tests.emulator.memory import Values
+from tests.emulator.values import DTYPES, Mask, Step, Values, bfloat16, from_bfloat16, tensorfloat32, vector
 
 if TYPE_CHECKING:
     from tests.emulator.machine import Machine
 
-Mask = NDArray[np.bool_]
-Step = Callable[["Machine", "Mask | None"], None]
 Function = Callable[..., Any]
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "pred": np.dtype(np.bool_),
-    **{f"{letter}{bits}": np.dtype(f"u{bits // 8}") for letter in "bu" for bits in (8, 16, 32, 64)},
-    **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
-    **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-}
-
-
-def as_dtype(bits: Values, dtype: np.dtype[Any]) -> Values:
-    """The low bits of a register, read as a type."""
-    if bits.dtype == dtype:
-        return bits
-    if bits.itemsize > dtype.itemsize:
-        bits = bits.astype(f"u{dtype.itemsize}")
-    return bits.view(dtype)
-
-
-def extended(values: Values, bits: np.dtype[Any]) -> Values:
-    """Values as the bits of a register, by their sign if they have one."""
-    if values.dtype.kind == "i" and values.itemsize < bits.itemsize:
-        values = values.astype(f"i{bits.itemsize}")
-    elif values.itemsize != bits.itemsize:
-        values = values.view(f"u{values.itemsize}").astype(bits)
-    return values.view(bits)
-
-
-@functools.cache
-def literal(text: str, dtype: np.dtype[Any]) -> Values:
-    """A number such as -3, 0x10, 0f3F800000 or 0d3FF0000000000000; a symbol stands for the offset 0."""
-    if text[:2] in ("0f", "0d"):
-        return as_dtype(np.array(int(text[2:], 16), "u4" if text[1] == "f" else "u8"), dtype)
-    if dtype.kind == "b":
-        return np.array(int(text, 0) != 0)
-    if not re.match(r"-?\d", text):
-        return np.array(0, dtype)
-    return as_dtype(np.array(int(text.rstrip("U"), 0) % 2**64, np.uint64), dtype)
-
-
-def vector(operand: str) -> list[str]:
-    """The registers of `{a, b}`, or of one alone."""
-    return [part.strip() for part in operand.strip("{} ").split(",")]
-
-
-def bfloat16(values: Values) -> NDArray[np.uint16]:
-    """float32 rounded to bfloat16, to nearest even, as its bits."""
-    bits = values.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
-
-
-def from_bfloat16(bits: Values) -> Values:
-    """The float32 that a bfloat16 is."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def tensorfloat32(values: Values) -> Values:
-    """float32 rounded to ten bits of mantissa, ties away from zero."""
-    bits = (values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
-    return np.where(np.isfinite(values), bits.view(np.float32), values)
 
 
 def _same(function: Function) -> Callable[[list[str], Sequence[str]], Step]:
@@ -192,15 +128,10 @@ def _quotient(a: Values, b: Values) -> Values:
     return (a - np.fmod(a, b)) // b
 
 
-def _rounded_to(bits: int, function: Function) -> Function:
-    """A float32 function that the hardware has to some bits of mantissa only."""
-    dropped = np.uint32(23 - bits)
-
-    def approximate(x: Values) -> Values:
-        y = np.asarray(function(x), np.float32).view(np.uint32)
-        return ((y + (np.uint32(1) << (dropped - np.uint32(1)))) >> dropped << dropped).view(np.float32)
-
-    return approximate
+def _tanh(x: Values) -> Values:
+    """tanh of float32, which the hardware has to 11 bits of mantissa only."""
+    bits = np.asarray(np.tanh(x), np.float32).view(np.uint32)
+    return ((bits + np.uint32(1 << 11)) & np.uint32(0xFFFFF000)).view(np.float32)
 
 
 def _reciprocal(x: Values) -> Values:
@@ -345,7 +276,7 @@ OPERATIONS: dict[str, Callable[[list[str], Sequence[str]], Step]] = {
     "lg2": _same(np.log2),
     "sin": _same(np.sin),
     "cos": _same(np.cos),
-    "tanh": _same(_rounded_to(11, np.tanh)),
+    "tanh": _same(_tanh),
     "and": _same(np.bitwise_and),
     "or": _same(np.bitwise_or),
     "xor": _same(np.bitwise_xor),

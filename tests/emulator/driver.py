@@ -80,7 +80,7 @@ def _until_ptx(*arguments: Any) -> tuple[str, str] | None:
 
 
 @contextlib.contextmanager
-def installed(capability: int = 90) -> Iterator[None]:
+def installed(capability: int) -> Iterator[None]:
     """Here Triton launches on CPU tensors, in an emulated sm_80 or sm_90."""
     hook = triton.knobs.runtime.add_stages_inspection_hook
     triton.knobs.runtime.add_stages_inspection_hook = _until_ptx

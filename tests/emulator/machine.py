@@ -6,15 +6,15 @@ Where threads part at a branch, those furthest back go first, until they have ca
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tests.emulator import access, arithmetic, warp
-from tests.emulator.memory import ApartError, Global, Shared, Values, Who
+from tests.emulator.memory import ApartError, Global, Shared, Who
 from tests.emulator.ptx import Instruction, Program
+from tests.emulator.values import DTYPES, Mask, Step, Values, as_dtype, extended, literal
 
 BITS = {
     1: np.dtype(np.bool_),
@@ -26,13 +26,11 @@ BITS = {
 BLOCKS_AT_ONCE = 64
 NEVER_WRITTEN = 0x7FC0DEAD7FC0DEAD  # not a number, in float32 and in float64
 
-Mask = NDArray[np.bool_]
-
 
 def run(program: Program, grid: Sequence[int], arguments: Sequence[int | float], memory: Global, shared: int) -> None:
     """Run a kernel: `arguments` in order, an address for a pointer; `shared` bytes a block."""
     parameters = {
-        name: _parameter(value, arithmetic.DTYPES[kind])
+        name: _parameter(value, DTYPES[kind])
         for (name, kind), value in zip(program.parameters.items(), arguments, strict=True)
     }
     blocks = int(np.prod(grid))
@@ -43,7 +41,7 @@ def run(program: Program, grid: Sequence[int], arguments: Sequence[int | float],
 def _parameter(value: int | float, dtype: np.dtype[Any]) -> Values:
     if isinstance(value, float):
         return np.array(value, f"f{dtype.itemsize}")
-    return arithmetic.as_dtype(np.array(int(value) % 2**64, np.uint64), dtype)
+    return as_dtype(np.array(int(value) % 2**64, np.uint64), dtype)
 
 
 class Machine:
@@ -133,11 +131,11 @@ class Machine:
         if operand in self.special:
             return self.special[operand].astype(dtype)
         if not operand.startswith("%"):
-            return arithmetic.literal(operand, dtype)
+            return literal(operand, dtype)
         if operand not in self.registers:
             width = self.program.width(operand)
             self.registers[operand] = np.full(self.n, NEVER_WRITTEN & (2**width - 1)).astype(BITS[width])
-        return arithmetic.as_dtype(self.registers[operand], dtype)
+        return as_dtype(self.registers[operand], dtype)
 
     def array(self, operand: str, dtype: np.dtype[Any]) -> Values:
         """The same with one entry a thread, literals too."""
@@ -148,7 +146,7 @@ class Machine:
         if operand == "_":
             return
         bits = BITS[self.program.width(operand)]
-        values = arithmetic.extended(values, bits)
+        values = extended(values, bits)
         if not values.ndim:
             values = np.full(self.n, values)
         if mask is not None:
@@ -174,7 +172,7 @@ class Machine:
 
 
 @functools.cache
-def step(instruction: Instruction) -> Callable[[Machine, Mask | None], None]:
+def step(instruction: Instruction) -> Step:
     """What an instruction does."""
     name, *modifiers = instruction.opcode.split(".")
     for operations in (arithmetic.OPERATIONS, access.OPERATIONS, warp.OPERATIONS):

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Values = NDArray[Any]
+from tests.emulator.values import Ints, Values
 
 _NOBODY, _SEVERAL = -1, -2
 

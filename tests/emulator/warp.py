@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.emulator.access import addresses, nothing
-from tests.emulator.arithmetic import DTYPES, Mask, Step, from_bfloat16, vector
-from tests.emulator.memory import Values
+from tests.emulator.values import DTYPES, Mask, Step, Values, from_bfloat16, vector
 
 if TYPE_CHECKING:
     from tests.emulator.machine import Machine

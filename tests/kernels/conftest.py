@@ -42,7 +42,7 @@ def triton_backend() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, int]]]:
     """torch.empty gives NaN inside a larger buffer: a forgotten write shows, and so does a write past either end."""
     real, buffers = torch.empty, []
 
@@ -58,7 +58,7 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return buffer[MARGIN : MARGIN + n].view(shape)
 
     monkeypatch.setattr(torch, "empty", empty)
-    yield
+    yield buffers
     if torch.cuda.is_available():
         try:
             torch.cuda.synchronize()
@@ -67,3 +67,54 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for buffer, n in buffers:
         assert (buffer[:MARGIN] == CANARY).all(), "a kernel wrote before its output"
         assert (buffer[MARGIN + n :] == CANARY).all(), "a kernel wrote past its output"
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory(monkeypatch: pytest.MonkeyPatch, guarded_memory: list) -> None:
+    """In the interpreter, no load or store leaves the tensors of its launch, nor enters the margins of `torch.empty`."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    import numpy as np
+    from torch.utils import _pytree as pytree
+    from triton.runtime import interpreter
+
+    extents: list[Any] = []
+    told = interpreter.GridExecutor._init_args_hst
+
+    def launch(self: Any, given: Any, named: Any) -> Any:
+        hosts = told(self, given, named)
+        storages = {}
+        for leaf in pytree.tree_leaves(hosts):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                storages[storage.data_ptr()] = storage.data_ptr() + storage.nbytes()
+        for buffer, n in guarded_memory:
+            begin, size = buffer.data_ptr(), buffer.element_size()
+            if begin in storages:
+                del storages[begin]
+                storages[begin + MARGIN * size] = begin + (MARGIN + n) * size
+        extents[:] = np.array(sorted([(0, 0), *storages.items()]), np.uint64).T
+        return hosts
+
+    def check(ptrs: Any, mask: Any) -> None:
+        starts, ends = extents
+        address = np.asarray(ptrs.data)[np.asarray(mask.data)].ravel().astype(np.uint64)
+        if not address.size:
+            return
+        size = np.uint64(max(8, ptrs.get_element_ty().primitive_bitwidth) // 8)
+        found = np.searchsorted(starts, address, "right") - 1
+        assert (address + size <= ends[found]).all(), "an access outside of every tensor of the launch"
+
+    load, store = interpreter.InterpreterBuilder.create_masked_load, interpreter.InterpreterBuilder.create_masked_store
+
+    def checked_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        check(ptrs, mask)
+        return load(self, ptrs, mask, *rest)
+
+    def checked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check(ptrs, mask)
+        return store(self, ptrs, value, mask, *rest)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", launch)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", checked_store)

@@ -20,6 +20,7 @@ from fastscore_kernels import chain_scores
 
 COUNTERS = {"seed": 2**63 + 5, "first_step": 2**32 - 20, "first_chain": 2**32 - 8}
 CUT = {"n_steps": 8, "burn_in": 2, "thin": 3}
+KEPT = {"n_steps": 8, "keep": chain.Keep(5, 3, 2)}  # the same, as a kernel is told it
 
 
 @triton.jit
@@ -55,21 +56,18 @@ def states(n, d, device, dtype=torch.float32):
 
 
 def reference(score_fn, x, **options):
-    """The last state, the kept states and the first bad steps by the plain PyTorch loop."""
-    options = {"step_size": 0.02, "temperature": 0.7, **CUT, **COUNTERS, **options}
+    """The last state and the kept states by the plain PyTorch loop."""
+    options = {"step_size": 0.02, "temperature": 0.7, "on_nonfinite": "ignore", **CUT, **COUNTERS, **options}
     with use_backend("torch"):
-        kept, found = langevin_dynamics(
-            score_fn, x.cpu(), return_trajectory=True, return_diagnostics=True, on_nonfinite="freeze", **options
-        )
-        last = langevin_dynamics(score_fn, x.cpu(), on_nonfinite="freeze", **options)
-    return last, kept, found["first_nonfinite"]
+        kept = langevin_dynamics(score_fn, x.cpu(), return_trajectory=True, **options)
+        last = langevin_dynamics(score_fn, x.cpu(), **options)
+    return last, kept
 
 
 def check(made, true, tolerance=2e-6):
     assert made is not None
-    for one, other in zip(made[:2], true[:2], strict=True):
+    for one, other in zip(made, true, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=tolerance, atol=tolerance)
-    assert torch.equal(made.first_nonfinite.cpu(), true[2])
 
 
 TARGETS = {
@@ -88,7 +86,7 @@ TARGETS = {
 def test_analytic_targets(name, device):
     target = TARGETS[name]()
     x = states(37, target.dim, device)
-    made = chain.run(source(target), x, constant(x), n_kept=2, **CUT, **COUNTERS)
+    made = chain.run(source(target), x, constant(x), **KEPT, **COUNTERS)
     check(made, reference(target.score, x), 1e-5)
 
 
@@ -98,7 +96,7 @@ def test_float64_keeps_its_digits(name, device):
     x = states(5, target.dim, device, torch.float64)
     step = constant(x)
     step = chain.Schedule(step.step_size.fill_(0.02), step.temperature.fill_(0.7), 2**30)
-    check(chain.run(source(target), x, step, n_kept=2, **CUT, **COUNTERS), reference(target.score, x), 1e-12)
+    check(chain.run(source(target), x, step, **KEPT, **COUNTERS), reference(target.score, x), 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,7 +104,7 @@ def test_double_wells(dtype, device):
     target, x = DoubleWell(5, barrier=0.3), states(33, 5, device, dtype)
     step = constant(x)
     step = chain.Schedule(step.step_size.fill_(0.02), step.temperature.fill_(0.7), 2**30)
-    made = chain.run(chain.DoubleWell(0.3), x, step, n_kept=2, **CUT, **COUNTERS)
+    made = chain.run(chain.DoubleWell(0.3), x, step, **KEPT, **COUNTERS)
     check(made, reference(target.score, x), 1e-12 if dtype == torch.float64 else 2e-6)
 
 
@@ -114,7 +112,7 @@ def test_double_wells(dtype, device):
 def test_a_score_of_ones_own(dim, device):
     score = chain.TritonScore(tilted_wells, (0.5, 0.1), lambda x: -2.0 * x * (x * x - 1.0) - 0.1)
     x = states(35, dim, device)
-    made = chain.run(score, x, constant(x), n_kept=2, **CUT, **COUNTERS)
+    made = chain.run(score, x, constant(x), **KEPT, **COUNTERS)
     check(made, reference(score, x))
 
 
@@ -156,8 +154,8 @@ def on(mlp, device):
 def test_networks(energy, activation, dim, widths, residual, device):
     mlp = network(activation, dim, widths, residual, 1 if energy else dim)
     x = states(9, dim, device)
-    cut = {"n_steps": 3, "burn_in": 0, "thin": 2}
-    made = chain.run(chain.Network(on(mlp, device), energy=energy), x, constant(x), n_kept=1, **cut, **COUNTERS)
+    cut, kept = {"n_steps": 3, "burn_in": 0, "thin": 2}, {"n_steps": 3, "keep": chain.Keep(2, 2, 1)}
+    made = chain.run(chain.Network(on(mlp, device), energy=energy), x, constant(x), **kept, **COUNTERS)
     true = reference((lambda x: energy_terms(mlp, x)[1]) if energy else (lambda x: forward(mlp, x)), x, **cut)
     check(made, true, 5e-6)
 
@@ -166,7 +164,7 @@ def test_networks(energy, activation, dim, widths, residual, device):
 def test_every_chain_has_its_own_condition(energy, device):
     mlp = network("silu", 2, (32, 32), True, 1 if energy else 2)
     shifts = tuple(torch.randn(9, w.shape[0]) if i != 1 else None for i, w in enumerate(mlp.weights))
-    c_in, c_out, skip = torch.rand(3, 9, 1)
+    c_in, c_out, skip = (torch.rand(9, 1) for _ in range(3))
     x = states(9, 2, device)
     if energy:
         scales, true_score = (c_in, c_out, None), lambda x: c_out * c_in * energy_terms(mlp, c_in * x, shifts)[1]
@@ -174,8 +172,8 @@ def test_every_chain_has_its_own_condition(energy, device):
         scales, true_score = (c_in, c_out, skip), lambda x: c_out * forward(mlp, c_in * x, shifts) + skip * x
     moved = [tuple(None if t is None else t.to(device) for t in tensors) for tensors in (shifts, scales)]
     net = chain.Network(on(mlp, device), *moved, energy=energy, per_chain=True)
-    cut = {"n_steps": 3, "burn_in": 0, "thin": 2}
-    check(chain.run(net, x, constant(x), n_kept=1, **cut, **COUNTERS), reference(true_score, x, **cut), 5e-6)
+    cut, kept = {"n_steps": 3, "burn_in": 0, "thin": 2}, {"n_steps": 3, "keep": chain.Keep(2, 2, 1)}
+    check(chain.run(net, x, constant(x), **kept, **COUNTERS), reference(true_score, x, **cut), 5e-6)
 
 
 def test_a_ladder_of_noise_levels(device):
@@ -203,7 +201,7 @@ def test_a_ladder_of_noise_levels(device):
     a = 0.01 * (torch.tensor(sigmas, device=device) / sigmas[-1]) ** 2
     t = torch.ones(3, device=device)
     x = x.to(device)
-    made = chain.run(net, x, chain.Schedule(a, t, 2), n_steps=6, n_kept=6, seed=3)
+    made = chain.run(net, x, chain.Schedule(a, t, 2), n_steps=6, keep=chain.Keep(1, 1, 6), seed=3)
     torch.testing.assert_close(made.kept.cpu(), true, rtol=1e-5, atol=1e-5)
     first = chain.run(net, x, chain.Schedule(a, t, 2), n_steps=3, seed=3)
     rest = chain.run(net, first.x, chain.Schedule(a, t, 2, 3), n_steps=3, first_step=3, seed=3)
@@ -215,7 +213,7 @@ def test_schedules_a_step_and_a_feature(device):
     x = states(9, 5, device)
     a, t = torch.rand(8, 5) * 0.05 + 0.01, torch.rand(8)
     made = chain.run(
-        source(target), x, chain.Schedule(a.to(device), t.to(device)), n_kept=2, clamp=(-1.0, 1.25), **CUT, **COUNTERS
+        source(target), x, chain.Schedule(a.to(device), t.to(device)), clamp=(-1.0, 1.25), **KEPT, **COUNTERS
     )
     first = COUNTERS["first_step"]
     true = reference(
@@ -229,20 +227,27 @@ def test_schedules_a_step_and_a_feature(device):
     assert made.kept.max() == 1.25
 
 
-@pytest.mark.parametrize("clamp", [None, (-1.5, 1.5)])
-@pytest.mark.parametrize("blow", [math.inf, math.nan], ids=["inf", "nan"])
-def test_the_first_bad_step_of_every_chain(blow, clamp, device):
-    """Infinity is clamped away, NaN is not."""
+@triton.jit
+def student(x, at, params):
+    return -3.0 * x / (1.0 + tl.sum(x * x, 0)[None, :])
+
+
+@pytest.mark.parametrize("dim", [3, 5, 9, 33])
+def test_a_score_sees_zeros_in_the_gaps(dim, device):
+    score = chain.TritonScore(student, (), lambda x: -3.0 * x / (1.0 + (x * x).sum(1, keepdim=True)))
+    x = states(35, dim, device)
+    check(chain.run(score, x, constant(x, 0.2), **KEPT, **COUNTERS), reference(score, x, step_size=0.2))
+
+
+@pytest.mark.parametrize("blow", [math.inf, -math.inf, math.nan])
+def test_a_clamp_takes_in_infinity_and_leaves_a_nan(blow, device):
     score = chain.TritonScore(leaves, (1.4, blow), lambda x: torch.where(x.abs() < 1.4, -x, torch.full_like(x, blow)))
     x = states(33, 3, device).clamp(-1.3, 1.3)
-    made = chain.run(score, x, constant(x, 0.05), n_kept=2, clamp=clamp, freeze=True, **CUT, **COUNTERS)
-    true = reference(score, x, step_size=0.05, clamp=clamp)
-    check(made, true)
-    assert len(made.first_nonfinite.unique()) > 3 or (clamp is not None and blow == math.inf)
-    loose = chain.run(score, x, constant(x, 0.05), n_kept=2, clamp=clamp, **CUT, **COUNTERS)
-    assert torch.equal(loose.first_nonfinite, made.first_nonfinite)
-    good = made.first_nonfinite < 0
-    assert torch.equal(loose.x[good], made.x[good])
+    made = chain.run(score, x, constant(x, 0.05), clamp=(-1.5, 1.5), **KEPT, **COUNTERS)
+    assert made.x.isnan().any() == math.isnan(blow)
+    last, kept = reference(score, x, step_size=0.05, clamp=(-1.5, 1.5))
+    torch.testing.assert_close(made.x.cpu(), last, equal_nan=True)
+    torch.testing.assert_close(made.kept.cpu(), kept, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "network"])
@@ -252,7 +257,7 @@ def test_cuts_in_time_and_in_the_batch_change_no_bit(kind, device):
     else:
         score = chain.Network(on(network("silu", 3, (32,), False, 3), device))
     x = states(70, 3, device)
-    whole = chain.run(score, x, constant(x), n_steps=5, n_kept=5, **COUNTERS)
+    whole = chain.run(score, x, constant(x), n_steps=5, keep=chain.Keep(1, 1, 5), **COUNTERS)
     first = chain.run(score, x, constant(x), n_steps=2, **COUNTERS)
     later = {**COUNTERS, "first_step": COUNTERS["first_step"] + 2}
     assert torch.equal(chain.run(score, first.x, constant(x), n_steps=3, **later).x, whole.x)
@@ -307,5 +312,6 @@ def test_an_energy_as_users_write_it(device):
     with torch.no_grad():
         reading = read(model.score, x)
     net = chain.Network(reading.mlp, reading.shifts, energy=True)
-    cut = {"n_steps": 3, "burn_in": 0, "thin": 1}
-    check(chain.run(net, x, constant(x), n_kept=3, **cut, **COUNTERS), reference(model.cpu().score, x, **cut), 5e-6)
+    kept = {"n_steps": 3, "keep": chain.Keep(1, 1, 3)}
+    made = chain.run(net, x, constant(x), **kept, **COUNTERS)
+    check(made, reference(model.cpu().score, x, n_steps=3, burn_in=0, thin=1), 5e-6)

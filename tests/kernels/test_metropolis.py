@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastscore.ops import metropolis
+from fastscore.ops import metropolis, noise
 from fastscore.reference.metropolis import MalaState, Proposal
+from fastscore.reference.philox import Stream
 from fastscore_kernels import metropolis as kernels
 from tests.proposals import judged, moved, odd, same, some
 
@@ -40,7 +41,7 @@ def test_a_step_size_a_feature(device):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("width", "feature"), [(3, 0), (3, 2), (1030, 1029)])
+@pytest.mark.parametrize(("width", "feature"), [(3, 0), (3, 2), (1030, 0), (1030, 1029)])
 def test_where_the_density_is_no_number(device, width, feature, dtype):
     state, to = odd(width, feature, dtype)
     a = torch.tensor(0.1, dtype=dtype)
@@ -84,3 +85,14 @@ def test_a_batch_may_be_split(device):
     ]
     for found, *pieces in zip(whole, *parts, strict=True):
         assert torch.equal(found, torch.cat(pieces))
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_uniform_of_float64_keeps_its_digits(side, device):
+    """A ratio within 1e-12 of it is on its right side."""
+    n, (seed, step, first) = 64, COUNTERS
+    u = noise.uniform(n, seed, Stream.ACCEPT, step, first, torch.float64, torch.device("cpu"))
+    zero, none = torch.zeros(n, 1, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    state, to = MalaState(zero, none, zero, none), Proposal(zero, u.log() * (1 - side * 1e-12), zero)
+    found = accept(device, state, to, torch.tensor(0.3, dtype=torch.float64))
+    assert (found.accepted.cpu() == (side > 0)).all()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore.ops import mlp as ops
+from fastscore.reference import activations as reference_activations
 from fastscore.reference import mlp as reference
 from fastscore.reference.mlp import MLP
 
@@ -181,6 +182,19 @@ def test_every_activation(name):
     dz, _, _ = jet_layers.descend(layer, jet_layers.Jet(z, one[:, None], one), jet_layers.Jet(one, one[:, None], one))
     if name != "sine":  # whose argument is reduced up to 8192 only
         assert all(t.isfinite().all() for t in (*out, d, *dz))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_at_0_and_far_from_it(name):
+    """Value, slope and curvature; a sine's argument is reduced to float32's digits up to 8192."""
+    far = [-8192.0, -5000.5, 777.25, 8191.0] if name == "sine" else [-1e20, -8192.0, -100.0, 100.0, 8192.0, 1e20]
+    z = torch.tensor([[0.0, -1.5, 0.25, *far]], device=DEVICE)
+    layer = jet_layers.Layer(name, None, None, torch.ones(z.shape[1], device=DEVICE))
+    out, slope, _ = jet_layers.ascend(layer, jet_layers.Jet(z), slope=True)
+    exact = reference_activations.ACTIVATIONS[name].derivatives(z.cpu().double(), 2)
+    for found, true in zip((out.value, slope, out.laplacian), exact, strict=True):
+        torch.testing.assert_close(found.cpu().double(), true, rtol=2e-6, atol=2e-6)
 
 
 KINDS = {

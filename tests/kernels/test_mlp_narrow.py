@@ -14,7 +14,7 @@ from fastscore.ops import mlp_problem
 from tests.kernels.test_mlp_layers import DEVICE, KINDS, Case
 
 pytest.importorskip("triton")
-from fastscore_kernels import mlp, mlp_layers, mlp_whole
+from fastscore_kernels import mlp, mlp_layers, mlp_whole, products
 
 CLOSED = {
     "closed-1": {"widths": (32,)},
@@ -91,3 +91,9 @@ def test_other_autocasts_are_declined():
         assert not ops.narrow(x.double())
         with fastscore.use_backend("torch"):
             assert not ops.narrow(x)
+
+
+def test_products_of_bfloat16_are_summed_in_float32(device):
+    left, right = (torch.randn(n, m, device=device).bfloat16() for n, m in ((64, 512), (512, 64)))
+    true = left.double() @ right.double()
+    assert (products.product(left, right).double() - true).norm() <= 1e-6 * true.norm()

@@ -211,14 +211,14 @@ def test_a_clamp_does_not_hide_a_bad_chain(
 def test_an_interrupt_between_leaps_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     target, x = MIXTURES["ring"], noise.normal((10, 2), seed=0, stream=5)
     whole = run(target, x, 600)
-    advance = fastscore.samplers.Langevin.advance
+    leap = fastscore.samplers.Langevin.leap
 
-    def stop(self: fastscore.samplers.Langevin, state: object, k: int, n: int) -> object:
+    def stop(self: fastscore.samplers.Langevin, state: object, k: int, *asked: object) -> object:
         if k >= 256:
             raise KeyboardInterrupt
-        return advance(self, state, k, n)  # type: ignore[arg-type]
+        return leap(self, state, k, *asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fastscore.samplers.Langevin, "advance", stop)
+    monkeypatch.setattr(fastscore.samplers.Langevin, "leap", stop)
     with pytest.raises(fastscore.Interrupted) as caught:
         run(target, x, 600)
     monkeypatch.undo()

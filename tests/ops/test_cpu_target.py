@@ -13,7 +13,7 @@ from torch import Tensor
 import fastscore
 from fastscore import noise, targets
 from fastscore.ops import _cpu_build, _cpu_chain, _cpu_target
-from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic
+from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic, chain
 from fastscore.samplers.mala import MalaState
 
 EYE = torch.eye(3, dtype=torch.float64)
@@ -249,11 +249,26 @@ def test_a_ladder_towards_a_mixture(name: str, compiler: bool, monkeypatch: pyte
     torch.testing.assert_close(made, generic, rtol=4e-5, atol=4e-5)
     path = run(target.noisy_score, return_trajectory=True, **options)
     assert torch.equal(path[:, -1], made)
-    assert torch.equal(run(target.noisy_score, path[:, 12], first_step=13, **options), made)
+    later = run(target.noisy_score, path[:, 12], first_step=13, return_trajectory=True, **options)
+    assert torch.equal(later, path[:, 13:])
     parts = [
         run(target.noisy_score, part, first_chain=i, **options) for part, i in zip(x.split(60), (0, 60), strict=True)
     ]
     assert torch.equal(torch.cat(parts), made)
+
+
+def test_a_leap_over_a_ladder_keeps_what_it_is_asked_for() -> None:
+    """Wherever it begins: memory that nothing is written to would be returned as states."""
+    target, x = TARGETS["ring"], start(TARGETS["ring"])
+    algorithm = AnnealedLangevin(target.noisy_score, sigmas=SIGMAS, n_steps_each=9, step_size=0.01, seed=5)
+    for k in (0, 4, 11):
+        made = algorithm.leap(algorithm.init(x), k, 14, chain.Keep(2, 3, 5))
+        assert made is not None and made[1].shape[1] == 5
+        state = algorithm.init(x)
+        for step in range(14):
+            state = algorithm.step(state, k + step)
+            if step % 3 == 1:
+                assert torch.equal(made[1][:, step // 3], state.x)
 
 
 @algorithms
