@@ -3,6 +3,8 @@
 python -m bench                          the whole comparison on this CPU, some 10 minutes
 python -m bench --device cuda            the same on a GPU, some 4 minutes
 python -m bench --only divergence        one family, or the cases whose names contain this
+
+The file that is written holds this run alone; with --resume, also what it held before.
 """
 
 from __future__ import annotations
@@ -36,9 +38,39 @@ HANGING = 90.0
 def main(argv: list[str] | None = None) -> int:
     """Run and print; what there is so far is written after every case, so that a stopped run is not lost."""
     options = _parser().parse_args(argv)
+    if complaint := refused(options):
+        print(f"python -m bench: {complaint}", file=sys.stderr)
+        return 2
     if options.device == "cuda" and not options.resume:
         return in_children(options)
     return measured(options)
+
+
+def refused(options: argparse.Namespace) -> str:
+    """What is wrong with what was asked for, found before any file is touched; nothing if it can be done."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch sees no CUDA device"
+    chosen = {case.name for _, case in selected(options.device, options.only, options.quick)}
+    chosen |= {"memory"} if with_memory(options.only) else set()
+    if not chosen:
+        return f"--only {options.only}: no family and no case has this in its name"
+    if options.resume or not (options.only or options.quick):
+        return ""
+    path = options.out or default_path(clock.machine(options.device), options.device)
+    try:
+        found = begun_with(path, {})
+        held = [case["name"] for case in found["cases"]] + ["memory"] * bool(found["memory"])
+    except (LookupError, TypeError, ValueError):
+        return f"{path} is no record of a benchmark: give another --out"
+    if lost := [name for name in held if name not in chosen]:
+        many = f"{lost[0]} and {len(lost) - 1} more" if lost[1:] else lost[0]
+        return f"{path} has what this run would drop, {many}: give --resume, which keeps it, or another --out"
+    return ""
+
+
+def with_memory(only: str) -> bool:
+    """Whether memory is measured, too."""
+    return only in "memory"
 
 
 def in_children(options: argparse.Namespace) -> int:
@@ -106,7 +138,7 @@ def measured(options: argparse.Namespace) -> int:
             return 1
         write()
     worker.close()
-    if (not options.only or options.only in "memory") and "memory" not in found["failed"]:
+    if with_memory(options.only) and "memory" not in found["failed"]:
         watched("memory", 0.0)
         if device == "cuda" and budget.left < 0:
             found["not_reached"].append("memory")

@@ -40,9 +40,10 @@ def environment(**changes: str) -> dict[str, str]:
 def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a `with` block.
 
-    "auto" (the default, or what FASTSCORE_BACKEND says) runs Triton kernels on GPU tensors where Triton is installed
-    and plain PyTorch elsewhere; "torch" never uses Triton; "triton" raises instead of falling back (on CPU tensors it
-    needs Triton's interpreter, TRITON_INTERPRET=1). The setting is local to the thread or async task.
+    "auto" (the default, or what FASTSCORE_BACKEND said at import) runs Triton kernels on GPU tensors where Triton is
+    installed, compiled C on CPU tensors where it can be had, and plain PyTorch elsewhere; "torch" never uses Triton,
+    and on CPU tensors does what "auto" does: nothing switches the C off; "triton" raises instead of falling back (on
+    CPU tensors it needs Triton's interpreter, TRITON_INTERPRET=1). The setting is local to the thread or async task.
 
     Raises:
         ValueError: an unknown name.

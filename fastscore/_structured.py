@@ -93,9 +93,7 @@ def implicit_loss(plan: Plan, x: Tensor, how: Request, share: float) -> Tensor |
         return None
     rows, weights = _flat(x), {"square": share / 2, "trace": share}
     probes = None if plan.exact else how.probes()
-    if reading.is_energy:
-        return ops.energy_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
-    return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, **weights)[0]
+    return ops.implicit_loss(reading.mlp, rows, reading.shifts, probes=probes, energy=reading.is_energy, **weights)[0]
 
 
 def score_alone(fn: _checks.Score, x: Tensor, cond: Any) -> Tensor | None:

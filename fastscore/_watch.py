@@ -11,6 +11,7 @@ listed at the end, and TorchScript as a whole, whose operations cannot be replac
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -65,6 +66,8 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         func = by_name(func)
         call, hooked = REPLACED.get(func, func), _hooks() not in (None, self.hooks)
+        if func in _KINKED and self.recorded and args and _depends(args[:1]):
+            _warn_of_kinks(func)
         if not self.forward:
             if not hooked:
                 return call(*args, **kwargs)
@@ -110,6 +113,15 @@ class Watch(TorchFunctionMode):
         return any(level.key() == torch._C._functorch.TransformType.Grad for level in _levels()[self.levels :])
 
 
+def _warn_of_kinks(func: Any) -> None:
+    """Warn of an activation whose slope jumps: the gradient of a trace of its network misses the jumps."""
+    warnings.warn(
+        f"the score calls {func.__name__}, whose second derivative is zero but for its kinks, which the gradient of a "
+        "trace leaves out: following it does not minimise a loss with it; use a smooth activation, such as SiLU",
+        stacklevel=2,
+    )
+
+
 def _levels() -> list[Any]:
     """The transforms of torch.func that are at work, the outermost first."""
     return torch._C._functorch.get_interpreter_stack() or []
@@ -152,6 +164,15 @@ def _foreign(func: Any) -> bool:
     """Whether func is called as an operator, `torch.ops.*`: PyTorch's own may lack the rules of its functions."""
     return isinstance(func, OPERATORS)
 
+
+_KINKED: frozenset[Any] = frozenset(
+    {
+        *(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.leaky_relu, F.leaky_relu_),
+        *(F.prelu, torch.prelu, F.hardtanh, F.hardtanh_, F.threshold, F.hardsigmoid, F.hardshrink),
+        *(torch.threshold, F.softshrink),
+    }
+)
+"""Functions that are straight in pieces."""
 
 _DATA: Any = Tensor.data
 _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]

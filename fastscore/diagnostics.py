@@ -19,13 +19,15 @@ class Diagnosis(NamedTuple):
     """What `diagnose` found; `problems()` says it in words.
 
     Attributes:
-        r_hat: Rank-normalised split R-hat a feature, `[*event]`, 1 where the chains agree; NaN for a single chain.
+        r_hat: Rank-normalised split R-hat a feature, `[*event]`, 1 where the chains agree; NaN where fewer than two
+            are finite, or all their states are equal.
         ess_bulk: Effective number of independent draws a feature, for means, `[*event]`.
         ess_tail: The same for the 5% and 95% quantiles, `[*event]`.
         nonfinite: Chains with a state that is not finite, or frozen because the next was not, `[B]`, bool.
         stuck: Chains that never moved, `[B]`, bool.
         duplicated: Chains equal to the bit to one before them, as two processes with one seed make them, `[B]`, bool.
         acceptance_rate: `[B]` for a sampler that refuses proposals, else None.
+        unmoved: Features that moved in no finite chain, `[*event]`, bool: their effective sample sizes mean nothing.
     """
 
     r_hat: Tensor
@@ -35,6 +37,7 @@ class Diagnosis(NamedTuple):
     stuck: Tensor
     duplicated: Tensor
     acceptance_rate: Tensor | None
+    unmoved: Tensor
 
     def problems(self) -> list[str]:
         """One sentence for everything that is wrong; empty where nothing was found."""
@@ -42,6 +45,13 @@ class Diagnosis(NamedTuple):
         for name in ("nonfinite", "stuck", "duplicated"):
             if bool((flags := getattr(self, name)).any()):
                 found.append(f"{int(flags.sum())} of {n} chains {name}, first chain {int(flags.nonzero()[0])}")
+        if bool(self.unmoved.any()):
+            first, still = self.unmoved.nonzero()[0].tolist(), int(self.unmoved.sum())
+            found.append(f"{still} of {self.unmoved.numel()} features never move, first feature {first}")
+        if (finite := n - int(self.nonfinite.sum())) < 2:
+            found.append(f"r_hat needs 2 finite chains, got {finite}: whether chains agree is not known")
+        elif bool((unknown := self.r_hat.isnan() & ~self.unmoved).any()):
+            found.append(f"r_hat is not a number for {int(unknown.sum())} of {unknown.numel()} features")
         if bool((self.r_hat > R_HAT).any()):
             found.append(f"r_hat is up to {float(self.r_hat.nan_to_num().max()):.3f}, above {R_HAT}: chains disagree")
         for name in ("ess_bulk", "ess_tail"):
@@ -86,9 +96,11 @@ def diagnose(trajectory: Tensor, diagnostics: Mapping[str, Tensor] | None = None
     first = {row.numpy().tobytes(): -b for b, row in enumerate(path.flip(0), 1 - len(path))}  # the first of equals
     duplicated = torch.tensor([first[row.numpy().tobytes()] != b for b, row in enumerate(path)])
     r_hat, bulk, tail = (value.view(trajectory.shape[2:]) for value in _arviz(path[~nonfinite]))
-    stuck = (path == path[:, :1]).all(2).all(1)
+    still = (path == path[:, :1]).all(1)  # [B, D]
+    unmoved = still[~nonfinite].all(0).view(trajectory.shape[2:]) & ~nonfinite.all()
     acceptance = diagnostics.get("acceptance_rate")
-    return Diagnosis(r_hat, bulk, tail, nonfinite, stuck, duplicated, None if acceptance is None else acceptance.cpu())
+    acceptance = None if acceptance is None else acceptance.cpu()
+    return Diagnosis(r_hat, bulk, tail, nonfinite, still.all(1), duplicated, acceptance, unmoved)
 
 
 def _arviz(path: Tensor) -> list[Tensor]:
@@ -98,6 +110,7 @@ def _arviz(path: Tensor) -> list[Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its next version at import
         warnings.filterwarnings("ignore", "More chains", UserWarning)  # as is usual here
+        warnings.simplefilter("ignore", RuntimeWarning)  # features without a variance, which `unmoved` tells of
         try:
             import arviz
         except ImportError as error:
@@ -105,5 +118,7 @@ def _arviz(path: Tensor) -> list[Tensor]:
                 'diagnose needs ArviZ, which is not installed: install the extra "diagnostics", or arviz itself'
             ) from error
         data = arviz.convert_to_dataset({"x": path.numpy()})
-        found = arviz.rhat(data), arviz.ess(data, method="bulk"), arviz.ess(data, method="tail")
-    return [torch.from_numpy(values["x"].to_numpy().copy()) for values in found]
+        sizes = arviz.ess(data, method="bulk"), arviz.ess(data, method="tail")
+        # Of one chain ArviZ says NaN too, and logs a warning.
+        r_hat = arviz.rhat(data) if path.shape[0] > 1 else sizes[0] * torch.nan
+    return [torch.from_numpy(values["x"].to_numpy().copy()) for values in (r_hat, *sizes)]

@@ -239,7 +239,8 @@ def denoising_score_matching(
 ) -> Tensor:
     """Denoising score matching, `1/2 |sigma s(x + sigma e) + e|^2` with `e ~ N(0, I)` (Vincent 2011).
 
-    Its minimum is the score of the data blurred by `N(0, sigma^2 I)`; Song & Ermon (2019) weigh it by sigma^2.
+    Its minimum is the score of the data blurred by `N(0, sigma^2 I)`; Song & Ermon (2019) weigh it by sigma^2. In half
+    precision x + sigma e is rounded, and e is the noise that it then has.
 
     Args:
         score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
@@ -272,6 +273,9 @@ def denoising_score_matching(
             return fused
     rows, width, dtype = x.shape[0], _plan.features(x), drawn.computed(x.dtype)
     e = drawn.normal(rows, width, seed, noise.Stream.DATA, 0, first_chain, dtype, x.device).view(x.shape)
-    score = _checks.evaluate(score_fn, (wide(x) + level * e).to(x.dtype), cond)
+    noisy = (wide(x) + level * e).to(x.dtype)
+    if noisy.dtype != e.dtype:  # rounding took part of the noise away, or made it: what the score can know is the rest
+        e = ((wide(noisy) - wide(x)) / level).detach()
+    score = _checks.evaluate(score_fn, noisy, cond)
     residual = level * wide(score) + e if weighting == "sigma2" else wide(score) + e / level
     return reduce(0.5 * squared_norm(residual), reduction)

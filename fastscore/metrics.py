@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore import _checks
 from fastscore._forms import wide
 from fastscore._terms import true_score
+from fastscore.samplers.arguments import as_score
 
 _DIFFERENCES = 2**24  # coordinates of differences between samples held at a time
 
@@ -21,7 +23,8 @@ def fisher_divergence(
     With samples x of the target it estimates `E_p* |s - s*|^2`; relative, 0 is a perfect score and 1 that of `s = 0`.
 
     Args:
-        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x; or a target, an
+            object with a method `score`.
         target: The true score s*: an object with a method `score(x)`, a callable, or the scores `[B, *event]`.
         x: Points `[B, *event]`, B at least 1.
         cond: Passed to score_fn, not to the target.
@@ -36,7 +39,7 @@ def fisher_divergence(
         >>> fisher_divergence(lambda x: -x / 2, lambda x: -x, torch.tensor([[2.0], [4.0]]), relative=True)
         tensor(0.2500)
     """
-    _checks.callable_("score_fn", score_fn)
+    score_fn = as_score(score_fn)
     _checks.batch("x", x, allow_empty=False)
     _checks.flag("relative", relative)
     true = wide(true_score(target, x)).flatten(1)
@@ -51,10 +54,12 @@ def kernel_stein_discrepancy(
 
     `mean_ij k_p(x_i, x_j)` with the Stein kernel of the inverse multiquadric `k = (1 + r^2 / h^2)^(-1/2)`,
     `k_p(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k` (Gorham & Mackey 2017).
-    With `g = 1 / (h^2 + r^2)`, `d = x - y`: `grad_x k = -k g d` and `tr grad_x grad_y k = k g (D - 3 g r^2)`.
+    With `d = (x - y) / h`, `q = 1 / (1 + |d|^2)`: `grad_x k = -k q d / h` and
+    `tr grad_x grad_y k = k q (D - 3 + 3 q) / h^2`.
 
     Args:
-        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x.
+        score_fn: `score_fn(x)` or `score_fn(x, cond)`, any callable returning a tensor shaped like x; or a target, an
+            object with a method `score`.
         x: Samples `[B, *event]`, B at least 1 (2 if unbiased).
         cond: Passed to score_fn.
         bandwidth: h, a length in the units of x.
@@ -64,7 +69,7 @@ def kernel_stein_discrepancy(
         TypeError: x is not a floating point tensor, score_fn is not callable.
         ValueError: Shapes that do not fit, a bandwidth that is not finite and positive, too few samples.
     """
-    _checks.callable_("score_fn", score_fn)
+    score_fn = as_score(score_fn)
     _checks.batch("x", x, allow_empty=False)
     _checks.scalar("bandwidth", bandwidth)
     _checks.flag("unbiased", unbiased)
@@ -74,21 +79,22 @@ def kernel_stein_discrepancy(
     points, scores = wide(x).flatten(1), wide(_checks.evaluate(score_fn, x, cond)).flatten(1)
     total = points.new_zeros(())
     rows = max(1, _DIFFERENCES // points.numel())
-    for start in range(0, n, rows):
-        part = slice(start, start + rows)
-        total = total + _stein(points[part], scores[part], points, scores, bandwidth).sum()
-    if not unbiased:
-        return total / n**2
-    diagonal = (scores.square().sum(1) + points.shape[1] / bandwidth**2).sum()
-    return (total - diagonal) / (n * (n - 1))
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            values = _stein(points[part], scores[part], points, scores, bandwidth)
+            if unbiased:  # not taken off the total, most of which it may be
+                values = values.diagonal_scatter(values.new_zeros(len(values)), start)
+            total = total + values.sum()
+    return total / (n * (n - 1) if unbiased else n**2)
 
 
 def _stein(x: Tensor, s: Tensor, y: Tensor, t: Tensor, bandwidth: float) -> Tensor:
     """The Stein kernel `[n, m]` between points x `[n, D]` with scores s and points y `[m, D]` with scores t."""
     # Distances from differences of norms would cancel; a product with every pair of points does not.
-    difference = x.unsqueeze(1) - y  # [n, m, D]
-    r2 = difference.square().sum(2)
-    g = 1 / (bandwidth**2 + r2)
-    k = bandwidth * g.sqrt()
-    drift = (difference * (s.unsqueeze(1) - t)).sum(2)  # s.grad_y k + t.grad_x k = k g d.(s - t)
-    return k * (s @ t.t() + g * drift + g * (x.shape[1] - 3 * g * r2))
+    difference = (x.unsqueeze(1) - y) / bandwidth  # [n, m, D]
+    k = torch.rsqrt(1 + difference.square().sum(2))
+    q = k.square()
+    drift = (difference * (s.unsqueeze(1) - t)).sum(2)  # s.grad_y k + t.grad_x k = k q d.(s - t) / h
+    # Divided twice, for no square of the bandwidth can overflow then.
+    return k * (s @ t.t() + (q * drift + q * (x.shape[1] - 3 + 3 * q) / bandwidth) / bandwidth)

@@ -1,7 +1,8 @@
 """Distributions whose log-density, score and samples are known in closed form: what tests, demos and benchmarks aim at.
 
 Targets are plain objects holding constants. They answer in the dtype and on the device of the points they are asked
-about (half precision computed in float32), so nothing has to be moved, and they are differentiable in those points.
+about, so nothing has to be moved, and they are differentiable in those points. Half precision is computed in float32,
+with autocast, too; scores are rounded back, log-densities stay float32: their sums would lose what differs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fastscore import _checks, noise
 from fastscore.ops.noise import looked_on
 
 _SAMPLE = 2  # the first step of the noise of samples: starting points of chains have step 0 of the same stream
+
+_LEAST = 1e-76  # the least variance whose root has an inverse in float32
 
 Numbers: TypeAlias = Tensor | float | Sequence[float] | Sequence[Sequence[float]]
 
@@ -39,6 +42,7 @@ def _cholesky(name: str, covariance: Tensor) -> Tensor:
     if covariance.dim() == 2:
         if not bool((covariance > 0).all()):
             raise ValueError(f"{name} must be positive variances, got {covariance.tolist()}")
+        _large_enough(name, covariance)
         return covariance.sqrt().unsqueeze(-1)
     spread = covariance.diagonal(dim1=1, dim2=2).abs().sqrt()
     different = (covariance - covariance.mT).abs() > 1e-5 * spread.unsqueeze(2) * spread.unsqueeze(1)
@@ -52,7 +56,28 @@ def _cholesky(name: str, covariance: Tensor) -> Tensor:
     if bool(info.any()):
         least = torch.linalg.eigvalsh(covariance).min().item()
         raise ValueError(f"{name} must be positive definite, got a least eigenvalue of {least:.6g}")
+    _large_enough(name, factor.diagonal(0, -2, -1).square())
     return factor
+
+
+def _large_enough(name: str, variances: Tensor) -> None:
+    """Variances, those of a coordinate given the ones before it, whose inverse roots float32 can hold."""
+    if bool((variances < _LEAST).any()):
+        raise ValueError(f"{name} must have variances of at least {_LEAST}, got {float(variances.min()):.6g}")
+
+
+def _product(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """A matrix product in the dtype of its factors, with autocast, too."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return matrix @ vectors
+
+
+def _average(joint: Tensor, parts: Tensor) -> Tensor:
+    """Parts `[K, D, B]` times the responsibilities of joint log-densities `[K, B]`.
+
+    A single component is responsible for every point, also where its density underflows to log 0.
+    """
+    return parts if len(joint) == 1 else torch.softmax(joint, dim=0).unsqueeze(1) * parts
 
 
 def _points(x: Tensor, dim: int) -> Tensor:
@@ -68,7 +93,8 @@ class GaussianMixture:
 
     With `z_k = L_k^-1 (x - m_k)`, `S_k = L_k L_k'`, and the responsibilities `r_k = softmax_k(log w_k N(x; m_k, S_k))`:
     `log p = logsumexp_k(log w_k - 1/2 |z_k|^2 - log det L_k) - D/2 log 2 pi` and `score = -sum_k r_k L_k^-T z_k`.
-    Both go through the log-sum-exp, so they stay right where every component's density underflows.
+    Both go through the log-sum-exp, so they stay right where every component's density underflows, as long as some
+    `|z_k|^2` is finite: in float32, within 10^19 standard deviations. Beyond, a single Gaussian still has its score.
 
     Args:
         means: Centres m_k, `[K, D]`.
@@ -84,7 +110,8 @@ class GaussianMixture:
             Langevin dynamics needs a step size below `2 / lipschitz`.
 
     Raises:
-        ValueError: Shapes that do not fit, numbers that are not finite, covariances that are not positive definite.
+        ValueError: Shapes that do not fit, numbers that are not finite, covariances that are not positive definite, a
+            variance below 1e-76.
 
     Example:
         >>> target = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], 0.25)
@@ -109,6 +136,7 @@ class GaussianMixture:
             spreads = spreads.reshape(-1, 1).expand(k, self.dim)
         given = means if isinstance(means, Tensor) and means.is_floating_point() else torch.empty(0)
         self.dtype, self.device = given.dtype, given.device
+        probability = probability / probability.max()  # else the sum may overflow
         self._means, self._weights = centres, probability / probability.sum()
         self._factor = _cholesky("covariances", spreads)
         self._axes: tuple[Tensor, Tensor] | None = None
@@ -127,17 +155,17 @@ class GaussianMixture:
         return cls([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std**2)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log-density `[B]` at x `[B, D]`."""
+        """Normalised log-density `[B]` at x `[B, D]`, in float32 or float64."""
         joint, _ = self._joint(_points(x, self.dim))
-        return torch.logsumexp(joint, dim=0).to(x.dtype)
+        return torch.logsumexp(joint, dim=0)
 
     def score(self, x: Tensor) -> Tensor:
         """Score `grad log p` `[B, D]` at x `[B, D]`."""
         wide = _points(x, self.dim)
         joint, z = self._joint(wide)
-        weighted = torch.softmax(joint, dim=0).unsqueeze(1) * z  # [K, D, B]
+        weighted = _average(joint, z)  # [K, D, B]
         inverse = self._constants(wide)[1]
-        pulled = inverse * weighted if inverse.shape[-1] == 1 else inverse.mT @ weighted
+        pulled = inverse * weighted if inverse.shape[-1] == 1 else _product(inverse.mT, weighted)
         return -pulled.sum(0).t().to(x.dtype)
 
     def smoothed(self, sigma: float) -> GaussianMixture:
@@ -164,10 +192,10 @@ class GaussianMixture:
         if sigma.shape != x.shape[:1]:
             raise ValueError(f"sigma must have one number a row, shape {list(x.shape[:1])}, got {list(sigma.shape)}")
         values, vectors = (part.to(wide) for part in self._spectrum)  # [K, D], [K, D, D]
-        along = vectors.mT @ (wide.t() - self._means.to(wide).unsqueeze(-1))  # [K, D, B]
+        along = _product(vectors.mT, wide.t() - self._means.to(wide).unsqueeze(-1))  # [K, D, B]
         spread = values.unsqueeze(-1) + sigma.to(wide).square()
         joint = self._weights.log().to(wide)[:, None] - 0.5 * (along.square() / spread + spread.log()).sum(1)
-        return -(vectors @ (torch.softmax(joint, 0).unsqueeze(1) * along / spread)).sum(0).t().to(x.dtype)
+        return -_product(vectors, _average(joint, along) / spread).sum(0).t().to(x.dtype)
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Independent draws `[n, D]`, a function of the seed alone (row b is chain b of the stream of initial states).
@@ -193,7 +221,7 @@ class GaussianMixture:
         """
         means, inverse, log_scale = self._constants(x)
         distance = x.t().contiguous() - means
-        z = inverse * distance if inverse.shape[-1] == 1 else inverse @ distance
+        z = inverse * distance if inverse.shape[-1] == 1 else _product(inverse, distance)
         return log_scale - 0.5 * z.square().sum(1), z
 
     def _closed_form(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +290,8 @@ class Gaussian(GaussianMixture):
         lipschitz: `1 / lambda_min(S)`: Langevin dynamics diverges for step sizes above `2 / lipschitz`.
 
     Raises:
-        ValueError: Shapes that do not fit, numbers that are not finite, a covariance that is not positive definite.
+        ValueError: Shapes that do not fit, numbers that are not finite, a covariance that is not positive definite, a
+            variance below 1e-76.
 
     Example:
         >>> Gaussian([1.0, 0.0], 4.0).score(torch.tensor([[3.0, 2.0]]))
@@ -284,8 +313,9 @@ class DoubleWell:
     """Independent double wells: `p(x)` proportional to `exp(-b sum_d (x_d^2 - 1)^2)`, `score(x) = -4 b x (x^2 - 1)`.
 
     Two wells a coordinate, at -1 and 1, with a barrier of height b between them: 2^D modes. The normaliser and the
-    samples come from the density tabulated in float64 (the trapezoidal rule on a function that vanishes at both ends is
-    exact to rounding; between the points of the table the inverse distribution function is off by less than 1e-7).
+    samples come from the density tabulated in float64 where it is above e^-80 of its maximum (the trapezoidal rule on a
+    function that vanishes at both ends is exact to rounding; between the points of the table the inverse distribution
+    function is off by less than 1e-7, and for high barriers by less than 1e-6 of the width of a well).
 
     Args:
         dim: D.
@@ -306,22 +336,25 @@ class DoubleWell:
         _checks.count("dim", dim, minimum=1)
         _checks.positive("barrier", barrier)
         self.dim, self.barrier = dim, float(barrier)
-        end = math.sqrt(1 + math.sqrt(80 / self.barrier))  # the density is e^-80 there
-        self._points = torch.linspace(-end, end, 2**16 + 1, dtype=torch.float64)
-        density = torch.exp(-self.barrier * (self._points.square() - 1).square())
-        mass = torch.cumulative_trapezoid(density, self._points)
-        self._distribution = torch.cat([torch.zeros(1, dtype=torch.float64), mass]) / mass[-1]
-        self._log_normaliser = math.log(mass[-1])
+        reach = math.sqrt(80 / self.barrier)  # the density is e^-80 where x^2 = 1 +- reach
+        inner = -reach / (1 + math.sqrt(1 - reach)) if reach < 1 else -1.0
+        apart = torch.linspace(inner, reach / (1 + math.sqrt(1 + reach)), 2**15 + 1, dtype=torch.float64)  # |x| - 1
+        density = torch.exp(-self.barrier * (apart * (apart + 2)).square())
+        mass = torch.nn.functional.pad(torch.cumulative_trapezoid(density, apart), (1, 0))
+        half, side = 0.5 * mass / mass[-1], 1 + apart
+        self._points = torch.cat([-side.flip(0), side])
+        self._distribution = torch.cat([0.5 - half.flip(0), 0.5 + half])
+        self._log_normaliser = math.log(2 * mass[-1])
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log-density `[B]` at x `[B, D]`."""
+        """Normalised log-density `[B]` at x `[B, D]`, in float32 or float64."""
         wide = _points(x, self.dim)
-        return (-self.barrier * (wide.square() - 1).square() - self._log_normaliser).sum(1).to(x.dtype)
+        return (-self.barrier * ((wide - 1) * (wide + 1)).square() - self._log_normaliser).sum(1)
 
     def score(self, x: Tensor) -> Tensor:
         """Score `grad log p` `[B, D]` at x `[B, D]`."""
         wide = _points(x, self.dim)
-        return (-4 * self.barrier * wide * (wide.square() - 1)).to(x.dtype)
+        return (-4 * self.barrier * wide * ((wide - 1) * (wide + 1))).to(x.dtype)
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Independent draws `[n, D]` in torch's default dtype, a function of the seed alone.

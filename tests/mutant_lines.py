@@ -39,13 +39,13 @@ IN_LOSSES = [
     Mutant(46, "an estimate in one piece", DIVERGENCE, "{\"chunk_size\": how.chunk_size,", "{\"chunk_size\": None,", (U + "test_a_chunk_has_at_most_the_rows_it_is_allowed",)),
     Mutant(24, "an error with a graph", DIVERGENCE, "_standard_error(found.kept.detach())", "_standard_error(found.kept)", (D + "test_hutchinson_and_all_gradients",)),
     Mutant(20, "weighted trace: transposed", FORMS, "unsqueeze(2), weight)", "unsqueeze(2), weight.mT)", (D + "test_weighted_trace",)),
-    Mutant(46, "stein: the dimension's term", METRICS, "x.shape[1] - 3 * g * r2", "x.shape[1] - 2 * g * r2", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
-    Mutant(46, "stein: the diagonal stays", METRICS, "(total - diagonal)", "total", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
+    Mutant(46, "stein: the dimension's term", METRICS, "x.shape[1] - 3 + 3 * q", "x.shape[1] - 2 + 3 * q", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
+    Mutant(46, "stein: the diagonal stays", METRICS, "            if unbiased:  #", "            if False:  #", ("tests/test_metrics.py::test_stein_discrepancy_against_its_definition",)),
 ]
 
 IN_TARGETS = [
     Mutant(47, "mixture: all of the square", TARGETS, "0.5 * z.square().sum(1)", "z.square().sum(1)", (T + "test_mixture_log_prob_is_scipys",)),
-    Mutant(47, "mixture: the factor transposed", TARGETS, "inverse.mT @ weighted", "inverse @ weighted", (T + "test_mixture_score_is_the_gradient_of_log_prob",)),
+    Mutant(47, "mixture: the factor transposed", TARGETS, "_product(inverse.mT, weighted)", "_product(inverse, weighted)", (T + "test_mixture_score_is_the_gradient_of_log_prob",)),
     Mutant(46, "mixture: the wrong triangle", TARGETS, "self._means.t(), upper=False", "self._means.t(), upper=True", (T + "test_lipschitz_of_a_covariance_that_all_share",)),
     Mutant(47, "double well: its force", TARGETS, "-4 * self.barrier", "-2 * self.barrier", (T + "test_double_well_is_normalised_and_its_score_a_gradient",)),
     Mutant(50, "ring: another radius", TARGETS, "radius: float = 4.0", "radius: float = 4.5", ("tests/house/test_defaults.py::test_a_default_is_that_of_its_name",)),
@@ -89,4 +89,18 @@ IN_C = [
     Mutant(20, "compiled: softsign'''", LAYERS_C, "6.0f * (r2 * r2)", "3.0f * (r2 * r2)", (Y + "test_jets_err_at_most_twice_as_much_as_torch",)),
 ]
 
-MORE = [*IN_LOSSES, *IN_TARGETS, *IN_CHAINS, *IN_C]
+IN_REVIEWS = [
+    Mutant(15, "triton: metropolis forgets a bad score", JUDGE, "steep |= ", "steep = ", (J + "test_where_the_density_is_no_number",)),
+    Mutant(12, "triton: metropolis's uniforms in float32", JUDGE, "word.to(p.dtype)", "word.to(tl.float32)", (J + "test_a_uniform_of_float64_keeps_its_digits",)),
+    Mutant(5, "triton: noise in the gaps of a chain", "kernels/fastscore_kernels/chain.py", "x = tl.where(exists, x + a * s + tl.sqrt(2.0 * t * a) * e, 0.0)", "x = x + a * s + tl.sqrt(2.0 * t * a) * e", ("tests/kernels/test_chain.py::test_a_score_sees_zeros_in_the_gaps",)),
+    Mutant(16, "triton: a sine's last digits", "kernels/fastscore_kernels/activations.py", " - turns * _LOW", "", ("tests/kernels/test_mlp_layers.py::test_activations_at_0_and_far_from_it",)),
+    Mutant(15, "triton: softsign'' at 0", "kernels/fastscore_kernels/activations.py", "tl.where(z > 0.0, -cubed, tl.where(z < 0.0, cubed, 0.0))\n    else:\n        tl.static_assert", "tl.where(z > 0.0, -cubed, cubed)\n    else:\n        tl.static_assert", ("tests/kernels/test_mlp_layers.py::test_activations_at_0_and_far_from_it",)),
+    Mutant(5, "triton: rows past the last are read", "kernels/fastscore_kernels/langevin.py", "tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(COMPUTE)\n        s =", "tl.load(x_ptr + start + offs, mask=feature < n_features, other=0.0).to(COMPUTE)\n        s =", ("tests/kernels/test_langevin.py",)),
+    Mutant(12, "bfloat16 products summed in bfloat16", "kernels/fastscore_kernels/products.py", "left.float() @ right.float()", "(left @ right).float()", ("tests/kernels/test_mlp_narrow.py::test_products_of_bfloat16_are_summed_in_float32",)),
+    Mutant(35, "a ladder keeps what is in memory", "fastscore/samplers/annealed.py", "keep.part(k - first, until - first)", "keep.part(k, until)", ("tests/ops/test_cpu_target.py::test_a_leap_over_a_ladder_keeps_what_it_is_asked_for",)),
+    Mutant(39, "denoising: second derivatives of row 0", "fastscore/ops/mlp_denoising.py", "int(Stream.DATA), self.first_chain)\n        return self.square", "int(Stream.DATA), 0)\n        return self.square", ("tests/ops/test_mlp_denoising.py::test_second_derivatives",)),
+    Mutant(49, "float16's infinity passes", "fastscore/samplers/finite.py", "65520.0 if", "math.inf if", ("tests/test_samplers_faults.py::test_a_chain_that_leaves_float16_is_frozen_and_flagged",)),
+    Mutant(17, "a long mean in float32", "fastscore/samplers/saved.py", "else torch.float64", "else torch.float32", ("tests/test_samplers_faults.py::test_moments_are_wide_and_means_of_long_chains_exact",)),
+]
+
+MORE = [*IN_LOSSES, *IN_TARGETS, *IN_CHAINS, *IN_C, *IN_REVIEWS]

@@ -5,7 +5,7 @@
 
 The mutants stand in `mutant_table.py` and `mutant_lines.py`, each with the bug class of docs/reliability.md that it is
 one of. The tests named there are first run as they are: a test that fails anyway kills nothing. No GPU is needed. Exit
-status 1 if a mutant survives or no longer applies.
+status 1 if a mutant survives or no longer applies, or if a word names none.
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ def main(words: list[str]) -> int:
     """Run the mutants whose file or name contains one of the words, or all."""
     os.environ["OMP_NUM_THREADS"] = "1"
     PROCESSES.set_forkserver_preload(["torch", "numpy", "pytest"])
-    chosen = [m for m in (*MUTANTS, *MORE) if not words or any(w in m.file or w in m.name for w in words)]
+    told = {w: [m for m in (*MUTANTS, *MORE) if w in m.file or w in m.name] for w in words}
+    if unknown := [w for w, found in told.items() if not found]:
+        print(f"no mutant has in its file or name: {', '.join(unknown)}")
+        return 1
+    chosen = [m for m in (*MUTANTS, *MORE) if not words or any(m in found for found in told.values())]
     lanes: dict[str, set[str]] = {}
     for mutant in chosen:
         lanes.setdefault(mutant.lane, set()).update(mutant.tests)

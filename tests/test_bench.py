@@ -255,6 +255,7 @@ def test_a_broken_gpu_takes_one_case_only(tmp_path: Path, monkeypatch: pytest.Mo
         return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr(command.subprocess, "run", child)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert command.main(["--device", "cuda", "--budget", "50", "--out", str(path)]) == 1
     assert json.loads(path.read_text()) == {"cases": ["a", "c"], "failed": {"b": "its process ended with status -11"}}
     assert len(budgets) == 2 and 50 >= budgets[0] > budgets[1]
@@ -342,6 +343,38 @@ def test_the_command_writes_one_file_a_machine_and_commit(tmp_path: Path, capsys
     assert command.main(["--only", "one step", "--budget", "1e-9", "--out", str(path)]) == 0
     assert len(json.loads(path.read_text())["not_reached"]) == len(steps.CPU)
     assert command.default_path({"device": "AMD EPYC", "commit": "abc+"}, "cpu").name == "cpu-amd-epyc-abc-changed.json"
+
+
+def test_what_cannot_be_done_is_refused_in_a_line_before_any_file_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "found.json"
+    monkeypatch.setattr(command, "measured", lambda options: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def told(text: str, *arguments: str) -> str:
+        path.write_text(text)
+        status = command.main(["--out", str(path), *arguments])
+        out, line = capsys.readouterr()
+        assert path.read_text() == text and out == "" and line.count("\n") == (status == 2) and status in (0, 2)
+        return line
+
+    record = json.dumps({"cases": [{"name": steps.cases("cpu")[0].name}], "memory": []})
+    chains_too = json.dumps({"cases": [{"name": name} for name in ("some chains", "others", "one step of 16 x 64")]})
+    assert "chainz: no family and no case has this in its name" in told(record, "--only", "chainz")
+    assert "torch sees no CUDA device" in told(record, "--device", "cuda")
+    assert "would drop, some chains and 1 more: give --resume" in told(chains_too, "--only", "steps")
+    assert "would drop, memory: give --resume" in told('{"memory": [1]}', "--quick", "--only", "steps")
+    assert "is no record" in told("a text", "--only", "steps")
+    for arguments in ([], ["--only", "steps", "--resume"]):
+        assert told(chains_too, *arguments) == ""
+    assert told(record, "--only", "steps") == told('{"memory": [1]}', "--only", "memory") == ""
+
+
+def test_a_word_that_names_no_mutant_is_an_error() -> None:
+    mutants = [sys.executable, "tests/mutants.py", "philox", "nosuch"]
+    run = subprocess.run(mutants, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == "no mutant has in its file or name: nosuch\n"
 
 
 def test_a_case_is_raced_and_benchmarked_by_pytest() -> None:
@@ -484,6 +517,24 @@ def test_losses_against_rivals_are_found_in_the_record() -> None:
     }
     found = list(report.lost({"cases": [{"name": "case", "rows": rows}]}))
     assert found == [["case", "JAX, closed form", "1.25"]]
+    rows = {
+        "naive eager": row(1.0, "exact"),
+        "fastscore": row(0.5, "exact"),
+        "fastscore, a score it does not know": row(1.2, "exact"),
+        "torch.compile": row(1.5, "exact"),
+    }
+    found = list(report.lost({"cases": [{"name": "case", "rows": rows}]}))
+    assert found == [["case, a score it cannot read", "naive eager", "1.2"]]
+
+
+def test_memory_that_is_held_is_told() -> None:
+    ours, theirs = "fastscore, exact", "loop of autograd.grad"
+    points = [{"B": b, "D": 8, "mebibytes": {ours: 120.0 + b, theirs: 50.0 * b}} for b in (2, 1)]
+    record = {"machine": {}, "memory": [*points, {"B": 9, "D": 9, "mebibytes": {ours: 121.0}}]}
+    told = report.held(record)
+    assert "in 121 to 122 MiB" in told and f"{theirs} takes 50 at B=1 D=8" in told
+    for unlike in ({"machine": {"cuda": "13"}, "memory": points}, {"machine": {}, "memory": []}):
+        assert report.held(unlike) == ""
 
 
 def test_a_gpu_is_shown_beside_the_cpu_once_it_is_measured(tmp_path: Path) -> None:

@@ -128,3 +128,30 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match='diagnose needs ArviZ, which is not installed: install the extra "diagn'):
         fastscore.diagnose(good())
+
+
+def test_a_feature_that_never_moves_is_an_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    path = good()
+    path[:, :, 1] = 3.0
+    found = fastscore.diagnose(path)
+    assert found.unmoved.tolist() == [False, True] and found.r_hat.isnan().tolist() == [False, True]
+    assert found.problems() == ["1 of 2 features never move, first feature [1]"]
+    path[:, :, 1] = torch.arange(8.0)[:, None]  # a value a chain
+    assert fastscore.diagnose(path).unmoved.tolist() == [False, True]
+    path[0, 100, 1] += 1
+    assert not fastscore.diagnose(path).unmoved.any()
+    path[0, 101, 1] = math.nan  # a chain that is left out
+    assert fastscore.diagnose(path).unmoved.tolist() == [False, True]
+    path[:, 101, 1] = math.nan
+    assert not fastscore.diagnose(path).unmoved.any()
+    assert not caplog.records
+
+
+def test_agreement_that_cannot_be_known_is_an_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    found = fastscore.diagnose(good(1, 4000))
+    assert found.r_hat.isnan().all() and found.problems() == [
+        "r_hat needs 2 finite chains, got 1: whether chains agree is not known"
+    ]
+    assert not caplog.records  # of ArviZ, which says so in its own words
+    unknown = fastscore.diagnose(good())._replace(r_hat=torch.tensor([1.0, math.nan]))
+    assert unknown.problems() == ["r_hat is not a number for 1 of 2 features"]

@@ -327,6 +327,30 @@ def test_the_denoised_score_is_asked_in_the_dtype_of_x(dtype: torch.dtype) -> No
     assert seen == 3 * [dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighting", ["sigma2", "none"])
+def test_the_noise_of_half_precision_is_what_rounding_left(dtype: torch.dtype, weighting: str) -> None:
+    """Data in one point has a score that knows its noise; sigma is less here than what two numbers differ by."""
+    x = torch.full((4000, 4), 4.0, dtype=dtype).requires_grad_()
+    sigma = torch.tensor(0.01 if dtype == torch.bfloat16 else 0.001, requires_grad=True)
+    how = {"sigma": sigma, "weighting": weighting, "seed": 1}
+    loss = denoising_score_matching(lambda y: (4.0 - y.float()) / sigma.detach() ** 2, x, **how)
+    assert float(loss.detach()) < 1e-6
+    score = torch.nn.Linear(4, 4)
+    # The noise has no gradient: neither has x, but through the score, nor sigma, but where it is a factor.
+    noisy: list[Tensor] = []
+    loss = denoising_score_matching(lambda y: (noisy.append(y), score(y.float()))[1], x, reduction="sum", **how)
+    found = torch.autograd.grad(loss, (x, sigma))
+    e = (noisy[0].float() - 4.0).detach() / sigma.detach()
+    y = noisy[0].detach().float().requires_grad_()
+    level = sigma.detach().clone().requires_grad_()
+    residual = level * score(y) + e if weighting == "sigma2" else score(y) + e / level
+    of_y, of_level = torch.autograd.grad(0.5 * residual.square().sum(), (y, level))
+    torch.testing.assert_close(found[0].float(), of_y.to(dtype).float(), rtol=1e-2, atol=1e-2)
+    exact = noise.normal(x.shape, seed=1, stream=noise.Stream.DATA)
+    torch.testing.assert_close(found[1], of_level + (of_y * exact).sum(), rtol=2e-2, atol=1.0)
+
+
 def test_training_finds_the_score() -> None:
     torch.manual_seed(0)
     target = targets.Gaussian([1.0, -1.0], [[1.0, 0.3], [0.3, 0.5]])
@@ -412,3 +436,14 @@ def test_errors_of_every_loss(
 def test_errors_name_the_argument(error: type[Exception], call: Callable[[], object], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("how", [{}, {"trace": "hutchinson", "seed": 0}], ids=["exact", "hutchinson"])
+def test_a_network_with_kinks_is_warned_of_where_it_is_trained(how: dict[str, str]) -> None:
+    """The gradient of its trace is wrong: at the kinks the second derivative is not zero."""
+    net, x = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(5, 2)
+    with pytest.warns(UserWarning, match="the score calls relu, .* use a smooth activation"):
+        implicit_score_matching(net, x, **how)
+    with torch.no_grad():
+        implicit_score_matching(net, x, **how)
+    denoising_score_matching(net, x, sigma=0.1, seed=0).backward()

@@ -37,7 +37,8 @@ def test_fisher_divergence_of_two_gaussians() -> None:
 def test_fisher_divergence_takes_targets() -> None:
     target = targets.GaussianMixture.ring()
     x = target.sample(50, seed=1)
-    assert float(fisher_divergence(target.score, target, x)) == 0
+    assert float(fisher_divergence(target.score, target, x)) == float(fisher_divergence(target, target, x)) == 0
+    assert torch.equal(kernel_stein_discrepancy(target, x), kernel_stein_discrepancy(target.score, x))
     expected = (target.score(x) + x).square().sum(1).mean()
     close(fisher_divergence(lambda x: -x, target.score(x), x), expected, 1e-6)
     assert fisher_divergence(lambda x: -x, lambda x: -x, x.bfloat16()).dtype == torch.float32
@@ -65,6 +66,33 @@ def test_stein_discrepancy_against_its_definition(bandwidth: float, monkeypatch:
     close(kernel_stein_discrepancy(score, x, bandwidth=bandwidth), kernel.mean())
     image = x.reshape(6, 1, 3)
     close(kernel_stein_discrepancy(lambda x, c: c * score(x), image, cond=1.0, bandwidth=bandwidth), kernel.mean())
+
+
+@pytest.mark.parametrize("bandwidth", [0.01, 0.1, 1.0])
+def test_the_unbiased_discrepancy_never_sums_its_diagonal(bandwidth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a narrow kernel, the diagonal is a million times the rest."""
+    x = data(300, 3, dtype=torch.float32)
+    exact = float(kernel_stein_discrepancy(lambda x: -x, x.double(), bandwidth=bandwidth, unbiased=True))
+    for held in (2**24, 4000):  # whole, and some rows at a time
+        monkeypatch.setattr("fastscore.metrics._DIFFERENCES", held)
+        found = float(kernel_stein_discrepancy(lambda x: -x, x, bandwidth=bandwidth, unbiased=True))
+        assert found == pytest.approx(exact, rel=1e-4, abs=1e-6)
+
+
+def test_the_discrepancy_has_nothing_of_autocast() -> None:
+    x = data(50, 3, dtype=torch.float32)
+    expected = kernel_stein_discrepancy(torch.sin, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(kernel_stein_discrepancy(torch.sin, x), expected)
+
+
+def test_bandwidths_whose_squares_overflow() -> None:
+    """The kernel is 1 for all points of a wide one, and 0 for two of a narrow one."""
+    x = data(50, 3, dtype=torch.float32)
+    wide = kernel_stein_discrepancy(lambda x: 1 - x, x, bandwidth=1e20)
+    close(wide, (1 - x).mean(0).square().sum(), 1e-5)
+    narrow = kernel_stein_discrepancy(lambda x: 1 - x, x, bandwidth=1e-20, unbiased=True)
+    assert abs(float(narrow)) < 1e-12
 
 
 def test_stein_discrepancy_tells_right_from_wrong() -> None:

@@ -202,6 +202,7 @@ def closed_over(fn: Forward) -> list[object]:
     return [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
 
 
+@pytest.mark.filterwarnings("ignore:the score calls .*relu")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch.compile's
 @pytest.mark.parametrize("name", [*READ, *NOT_READ])
 def test_values_and_gradients_are_those_of_autograd(name: str) -> None:

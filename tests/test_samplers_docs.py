@@ -25,6 +25,12 @@ from tests.peers import LAM, MEAN, A, N, energy
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
 ROWS = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ") and "`" in line]
+# Not on the page, for they say nothing new there: the same call of either class, with more of torchebm's arguments.
+CALLS = (
+    "LangevinDynamics({}, 0.1).sample(x, n_steps=20, thin=5, return_trajectory=True)[:, -1]",
+    "LangevinDynamics({}, 0.1, 0.5, 0.0, (-9, 9)).sample(x, 2, 20, 1, 1, False, False, True)",
+)
+ROWS += [["| torchebm", f"`{call.format('model')}`", f"`{call.format('score')}` |"] for call in CALLS]
 NAMES = {
     "torch": torch,
     "LangevinDynamics": fastscore.LangevinDynamics,
@@ -39,6 +45,8 @@ NAMES = {
     "sigmas": [2.0, 1.0, 0.5],
     "target": targets.Gaussian([MEAN, MEAN], 1 / LAM),
 }
+(DEFINED,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+exec(DEFINED, NAMES)
 
 
 def law(there: str, here: str) -> tuple[float, float]:
@@ -60,7 +68,7 @@ def law(there: str, here: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{i}-{row[0].strip('| ')}" for i, row in enumerate(ROWS)])
 def test_every_line_gives_the_law_of_the_one_it_replaces(row: list[str]) -> None:
-    (here,) = re.findall(r"`(.+)`", row[2])
+    (here,) = re.findall(r"`(.+?)`", row[2])
     torch.manual_seed(5)
     x = noise.normal((N, 2), seed=1, stream=noise.Stream.INITIAL)
     found = eval(here, NAMES | {"x": x})
@@ -165,21 +173,35 @@ def test_torchebm_answers_the_same(there: dict[str, Any]) -> None:
     assert there["observed"] == CONTRACT
 
 
+def test_the_score_of_an_energy_is_one_that_is_read() -> None:
+    layers = (torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+    names: dict[str, Any] = {"torch": torch, "energy": torch.nn.Sequential(*layers)}
+    exec(DEFINED, names)
+    assert fastscore.divergence(names["score_of_energy"], torch.randn(5, 2)).method == "forward-laplacian"
+
+
 def test_the_table_names_the_four_packages() -> None:
     assert len(ROWS) == 13
     assert {"torchebm", "ncsn, ncsnv2", "score_sde", "blackjax"} <= {row[0].strip("| ") for row in ROWS}
 
 
-def test_a_network_that_takes_the_index_of_a_level() -> None:
+LEVELS = [2.0, 0.3, 0.1]
+
+
+@pytest.mark.parametrize("sigmas", [LEVELS, torch.tensor(LEVELS), torch.tensor(LEVELS, dtype=torch.float64)])
+def test_a_network_that_takes_the_index_of_a_level(sigmas: Tensor | list[float]) -> None:
     (line,) = re.findall(r"`(lambda x, sigma: .+?)`, `levels`", PAGE.read_text().replace("\n  ", " "))
-    levels, seen = [2.0, 1.0, 0.5], []
+    seen: list[int] = []
 
     def net(x: Tensor, labels: Tensor) -> Tensor:
-        seen.append(int(labels[0]))
+        seen.extend(set(labels.tolist()))
         return -x
 
-    wrapped = eval(line, {"torch": torch, "net": net, "levels": levels})
+    wrapped = eval(line, {"net": net, "levels": torch.as_tensor(sigmas)})
     fastscore.annealed_langevin_dynamics(
-        wrapped, torch.zeros(3, 2), sigmas=levels, n_steps_each=1, step_size=0.1, seed=0
+        wrapped, torch.zeros(3, 2), sigmas=sigmas, n_steps_each=1, step_size=1e-3, seed=0
     )
     assert seen == [0, 1, 2, 2]
+    seen.clear()
+    wrapped(torch.zeros(3, 2), torch.as_tensor(sigmas).flip(0).float())
+    assert set(seen) == {0, 1, 2}

@@ -251,6 +251,27 @@ def test_what_float16_cannot_hold_is_an_error() -> None:
     assert fastscore.langevin_dynamics(torch.ones_like, x, on_nonfinite="ignore", **options)[0].isinf().all()
 
 
+def test_a_chain_that_leaves_float16_is_frozen_and_flagged() -> None:
+    options: dict[str, Any] = {"step_size": 1e4, "n_steps": 9, "seed": 0, "temperature": 0.0, "on_nonfinite": "freeze"}
+    options |= {"return_diagnostics": True, "return_trajectory": True}
+    x = torch.tensor([[0.0], [-5e4]]).half()
+    path, found = fastscore.langevin_dynamics(torch.ones_like, x, **options)
+    assert path.isfinite().all() and path[:, -1].tolist() == [[60000.0], [40000.0]]
+    assert found["first_nonfinite"].tolist() == [6, -1]
+
+
+def test_moments_are_wide_and_means_of_long_chains_exact() -> None:
+    x = torch.tensor([[300.0], [-300.0]]).half()
+    options: dict[str, Any] = {"step_size": 1e-3, "seed": 0, "return_diagnostics": True}
+    _, found = fastscore.langevin_dynamics(torch.zeros_like, x, n_steps=2, **options)
+    assert all(found[name].dtype == torch.float32 for name in ("mean", "var", "chain_mean", "chain_var"))
+    torch.testing.assert_close(found["var"], torch.full((2, 1), 9e4), rtol=1e-3, atol=0.0)
+    target, x = fastscore.targets.Gaussian([1000.0], 1.0), torch.full((4, 1), 1000.0)
+    options |= {"return_trajectory": True, "n_steps": 20_000, "step_size": 0.1}
+    path, found = fastscore.langevin_dynamics(target.score, x, **options)
+    torch.testing.assert_close(found["chain_mean"].double(), path.double().mean(1), rtol=0.0, atol=7e-5)
+
+
 def test_mala_in_inference_mode() -> None:
     def run() -> Tensor:
         return fastscore.mala(lambda x: -(x**4).sum(1), torch.ones(5, 2), step_size=0.1, n_steps=5, seed=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import noise, targets
+from fastscore.ops import _cpu_build, _cpu_target
 
 D, K = 3, 4
 
@@ -117,6 +118,38 @@ def test_score_far_in_the_tails(dtype: torch.dtype, distance: float) -> None:
     torch.testing.assert_close(target.score(x)[:2], expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("covariance", [1.0, 1e-30, [[1.0]], [[1e-30]]])
+def test_a_gaussian_has_its_score_where_its_density_underflows(covariance: Any) -> None:
+    target = targets.Gaussian([0.0], covariance)
+    precision = 1 / torch.tensor(covariance, dtype=torch.float64).item()
+    x = torch.tensor([[2e19 / precision**0.5], [3e4], [0.0]])
+    torch.testing.assert_close(target.score(x).double(), -precision * x.double(), rtol=1e-6, atol=0)
+    score, none = target.noisy_score(x, torch.full((3,), 1e-25)), target.log_prob(x)
+    torch.testing.assert_close(score.double(), -precision * x.double(), rtol=1e-6, atol=0)
+    assert none.tolist()[0] == -math.inf
+
+
+def test_compiled_chains_reach_a_gaussian_from_where_its_density_underflows() -> None:
+    if _cpu_build.library(build=True) is None:
+        pytest.skip("no C compiler")
+    target, x = targets.Gaussian([0.0, 0.0], 1.0), torch.full((3, 2), 1e20)
+    for score in (target.score, lambda x: target.score(x)):
+        out = fastscore.langevin_dynamics(score, x, step_size=0.9, n_steps=60, seed=1)
+        assert float(out.abs().max()) < 10
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [(1e308, 1.0), (1e308, 3e-308), (1e-308, 1.0), (5e-324, 1.0)], ids=lambda v: f"{v:g}"
+)
+def test_weights_of_any_size(scale: float, ratio: float) -> None:
+    target = targets.GaussianMixture([[0.0], [1.0]], 1.0, [scale, scale * ratio])
+    known = targets.GaussianMixture([[0.0], [1.0]], 1.0, [1.0, ratio])
+    x = torch.linspace(-3, 3, 7).unsqueeze(1)
+    torch.testing.assert_close(target.score(x), known.score(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(target.log_prob(x), known.log_prob(x), rtol=1e-6, atol=1e-6)
+    assert bool(target.score(x).isfinite().all())
+
+
 def test_lipschitz_bounds_the_jacobian_and_is_reached() -> None:
     target = targets.GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], [[0.5, 2.0], [0.5, 2.0]])
     grid = torch.cartesian_prod(*2 * [torch.linspace(-4, 4, 81, dtype=torch.float64)])
@@ -146,7 +179,31 @@ def test_constants_follow_the_points() -> None:
     torch.testing.assert_close(target.score(X.float()), exact.score(X).float(), rtol=2e-5, atol=2e-5)
     half = X.bfloat16()
     torch.testing.assert_close(target.score(half), target.score(half.float()).bfloat16(), rtol=0, atol=0)
-    assert target.log_prob(half).dtype == torch.bfloat16
+    assert torch.equal(target.log_prob(half), target.log_prob(half.float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", [targets.Gaussian([0.0] * 512, 1.0), targets.DoubleWell(512)])
+def test_log_densities_of_half_precision_keep_their_differences(target: Any, dtype: torch.dtype) -> None:
+    """They decide what Metropolis's rule accepts."""
+    x = target.sample(64, seed=1).to(dtype)
+    found = target.log_prob(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), target.log_prob(x.double()), rtol=0, atol=1e-3)
+    assert bool(target.log_prob(torch.full((1, 512), 20.0, dtype=dtype)).isfinite())
+    run: dict[str, Any] = {"step_size": 0.001, "n_steps": 20, "seed": 2, "return_diagnostics": True}
+    _, diagnostics = fastscore.mala(target, x, **run)
+    assert float(diagnostics["acceptance_rate"].mean()) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_closed_forms_have_nothing_of_autocast(dtype: torch.dtype) -> None:
+    target, x = targets.GaussianMixture(MEANS, COVARIANCES["full"], WEIGHTS), X.to(dtype)
+    sigma = torch.full((len(x),), 0.3, dtype=dtype)
+    expected = target.log_prob(x), target.score(x), target.noisy_score(x, sigma)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = target.log_prob(x), target.score(x), target.noisy_score(x, sigma)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_layouts_and_empty_batches() -> None:
@@ -214,6 +271,9 @@ def test_ring() -> None:
         (lambda: targets.Gaussian([0.0, 0.0], -1.0), "covariance must be positive variances"),
         (lambda: targets.Gaussian([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), "covariance must be positive definite"),
         (lambda: targets.Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), "covariance must be symmetric"),
+        (lambda: targets.Gaussian([0.0], 1e-80), "covariance must have variances of at least 1e-76, got 1e-80"),
+        (lambda: targets.Gaussian([0.0], [[1e-80]]), "covariance must have variances of at least 1e-76, got 1e-80"),
+        (lambda: targets.GaussianMixture([[0.0]], 9e-77), "covariances must have variances of at least 1e-76"),
         (lambda: targets.GaussianMixture([0.0, 1.0], 1.0), r"means must have shape \[K, D\], got \[2\]"),
         (lambda: targets.GaussianMixture([[0.0, 1.0]], torch.ones(3)), r"covariances must be a number .* got \[3\]"),
         (lambda: targets.GaussianMixture([[0.0], [1.0]], 1.0, [1.0]), "weights must be 2 positive numbers"),
@@ -253,6 +313,52 @@ def test_double_well_is_normalised_and_its_score_a_gradient(barrier: float) -> N
     x = X[:, :2].clone().requires_grad_()
     (expected,) = torch.autograd.grad(target.log_prob(x).sum(), x)
     torch.testing.assert_close(target.score(X[:, :2]), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("barrier", [1e-6, 0.3, 79.0, 81.0, 1e4, 1e8, 1e10, 1e16, 1e30])
+def test_double_well_of_any_barrier(barrier: float) -> None:
+    """Its wells are Gaussians of variance 1 / 8b where they are narrow; Z is that of quadrature where they are not."""
+    target, n = targets.DoubleWell(1, barrier=barrier), 40_000
+    log_z = -float(target.log_prob(torch.ones(1, 1, dtype=torch.float64)))
+    x, u = target._points, target._distribution
+    assert bool((x.diff() >= 0).all()) and bool((u.diff() >= 0).all()) and u[0] == 0 and u[-1] == 1
+    if barrier < 1e5:
+        line = torch.linspace(0, float(x[-1]), 2**20 + 1, dtype=torch.float64)
+        density = torch.exp(-barrier * (line.square() - 1).square())
+        assert log_z == pytest.approx(math.log(2 * torch.trapezoid(density, line)), abs=1e-10)
+        exact = torch.cumulative_trapezoid(density, line) / (2 * torch.trapezoid(density, line)) + 0.5
+        middle = (x[:-1] + x[1:])[2**15 + 2 :] / 2
+        between, wanted = np.interp(middle, x, u), np.interp(middle, line[1:], exact)
+        assert np.abs(between - wanted).max() < 1e-7
+    else:
+        assert log_z == pytest.approx(math.log(2 * math.sqrt(math.pi / 4 / barrier)), rel=1e-5 if barrier > 1e5 else 0)
+    if 1e3 < barrier < 1e20:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            drawn = target.sample(n, seed=3)
+        finally:
+            torch.set_default_dtype(before)
+        z = (drawn.abs() - 1) * math.sqrt(8 * barrier)
+        assert abs(float(z.std()) - 1) < 5 / math.sqrt(2 * n) and abs(float(z.mean())) < 5 / math.sqrt(n) + 0.02
+        assert abs(float(drawn.sign().mean())) < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("barrier", [1.0, 1e6])
+def test_double_well_keeps_its_digits_in_the_wells(barrier: float) -> None:
+    x = torch.tensor([[1 + 2.0**-k] for k in range(2, 23)] + [[-1 + 2.0**-k] for k in range(2, 23)])
+    target = targets.DoubleWell(1, barrier=barrier)
+    torch.testing.assert_close(target.score(x).double(), target.score(x.double()), rtol=4e-7, atol=0)
+    there = torch.ones(1, 1)
+    found, exact = (target.log_prob(x.to(t)) - target.log_prob(there.to(t)) for t in (torch.float32, torch.float64))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+    if _cpu_build.library(build=True) is None:
+        return
+    compiled = _cpu_target.of(_cpu_target.DoubleWell(1, barrier, 0.0), x)
+    assert compiled is not None
+    log_prob, score = compiled.density(x)
+    torch.testing.assert_close(score.double(), target.score(x.double()), rtol=4e-7, atol=0)
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-6, atol=1e-5)
 
 
 def test_double_well_samples_follow_its_law() -> None:

@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels once a machine, and runs them on torch's number of threads.
+"""Compiles the CPU kernels once a machine.
 
 A plain C compiler is enough (no headers of torch or Python), and takes a few seconds: the system's, or that of the
 package `ziglang`, which pip brings. What it made is kept in the user's cache folder, written atomically, under the hash
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import importlib.util
-import itertools
-import multiprocessing
 import os
 import platform
 import shutil
@@ -24,15 +21,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastscore import _config
+from fastscore.ops._cpu_call import call_langevin
 from fastscore.ops._cpu_source import STEP
 from fastscore.ops._cpu_source_algorithms import ALGORITHMS
 from fastscore.ops._cpu_source_layers import LAYERS
@@ -47,7 +42,6 @@ SOURCE = STEP + PRODUCTS + LAYERS + PROGRAM + MIXTURE + NETWORK + TARGETS + ALGO
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _MACHINE = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")}
-_PROCESS = os.getpid()
 _SECONDS = 60  # a compiler that takes longer is stuck: it needs two to five, and a busy machine many times that
 
 
@@ -241,124 +235,3 @@ def _repeats_the_reference(loaded: ctypes.CDLL) -> bool:
             if not torch.equal(made, philox.normals(seed, 3, step, chains, width, torch.float32)):
                 return False
     return True
-
-
-def call_langevin(
-    loaded: ctypes.CDLL,
-    x: torch.Tensor | None,
-    score: torch.Tensor | None,
-    out: torch.Tensor,
-    a: torch.Tensor | ctypes.c_float | None,
-    c: torch.Tensor | ctypes.c_float | None,
-    counters: tuple[int, int],
-    seed: int,
-    stream: int,
-    step: int,
-    first_chain: int,
-) -> None:
-    """out = x + a score + c e on contiguous float32 `[B, D]`, a and c numbers, 0-dim or `[D]`; e where x is None.
-
-    Only the counters `[begin, end)` are worked on, of which every row has ceil(D / 4).
-    """
-    begin, end = map(ctypes.c_uint64, counters)
-    width, vary = ctypes.c_uint64(out.shape[1]), ctypes.c_uint64(isinstance(a, torch.Tensor) and a.dim() > 0)
-    named = key(seed, step, stream, first_chain)
-    loaded.langevin(pointer(x), pointer(score), pointer(out), begin, end, width, vary, pointer(a), pointer(c), *named)
-
-
-def pointer(value: torch.Tensor | ctypes.c_float | None) -> Any:
-    """The address of a contiguous tensor's first element or of a number, null for None."""
-    if isinstance(value, ctypes.c_float):
-        return ctypes.byref(value)
-    return ctypes.c_void_p(None if value is None else address(value))
-
-
-def address(value: torch.Tensor) -> int:
-    """Where a tensor's first element lies.
-
-    Raises:
-        RuntimeError: nothing lies there, or not what the tensor says.
-    """
-    found = value.data_ptr()
-    if value.is_neg() or (not found and value.numel()):
-        raise RuntimeError(f"compiled code cannot read a {type(value).__name__} without memory, or negated in place")
-    return found
-
-
-def key(seed: int, step: int, stream: int, first_chain: int) -> tuple[object, ...]:
-    """The arguments that end every kernel's list."""
-    words = (seed & philox.MASK, seed >> 32 & philox.MASK, step, stream)
-    return (*map(ctypes.c_uint32, words), ctypes.c_uint64(first_chain))
-
-
-def parallel(
-    run: Callable[[tuple[int, int]], object],
-    n: int,
-    block: int,
-    threads: int,
-    *,
-    parts: int = 1,
-    long: bool = True,
-) -> None:
-    """`run((begin, end))` over [0, n) on up to `threads` threads, cut at multiples of `block`.
-
-    Args:
-        run: the work on some rows.
-        n: how many rows.
-        block: rows that stay together.
-        threads: how many threads, of which this is one.
-        parts: into how many parts it is cut at least, where it has as many blocks: an interrupt waits for one.
-        long: whether it takes over 0.2 ms.
-    """
-    blocks = -(-n // block)
-    threads = min(threads, blocks)
-    if max(threads, min(parts, blocks)) <= 1:
-        run((0, n))
-        return
-    parts = min(blocks, threads * max(1, -(-parts // threads)))
-    edges = [min(n, block * (blocks * i // parts)) for i in range(parts + 1)]
-    left, waiting = deque(itertools.pairwise(edges)), []
-
-    def work() -> None:
-        while True:
-            try:
-                part = left.popleft()
-            except IndexError:
-                return
-            run(part)
-
-    if threads > 1:
-        if long:
-            _dismiss()
-        with contextlib.suppress(RuntimeError):  # where no thread can be had, as when the interpreter ends
-            for _ in range(threads - 1):
-                waiting.append(_pool(os.getpid(), threads).submit(work))
-    try:
-        work()
-    finally:  # the kernels write to memory of the caller's: it may not go on before they are done
-        left.clear()
-        for future in waiting:
-            future.result()
-
-
-def _dismiss() -> None:
-    """End the threads that OpenMP keeps for this one, where that can be.
-
-    After a parallel operation of torch's they go on spinning, on the processors that ours want, for about as long as a
-    training step takes; to start them again takes torch far less. A child of a fork has none of them, and would wait
-    for them, whether its parent has imported this or, as one of multiprocessing's, only torch.
-    """
-    forked = os.getpid() != _PROCESS or multiprocessing.parent_process() is not None
-    if not forked and (pause := _omp_pause()) is not None:
-        pause(1)  # omp_pause_soft
-
-
-@functools.cache
-def _omp_pause() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None), "omp_pause_resource_all", None) if sys.platform == "linux" else None
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of a parent do not survive its fork."""
-    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="fastscore")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _config
-from fastscore.ops import _cpu_build
+from fastscore.ops import _cpu_build, _cpu_call, _cpu_threads
 from fastscore.reference.philox import Stream
 
 REPAYS = 1 << 24  # normals, or components of a mixture at a point: done a few times, they repay the compilation
@@ -66,7 +66,7 @@ def _fresh(found: ctypes.CDLL, shape: torch.Size) -> Tensor:
     """The same, in large pages where it is new and the system has them."""
     out = _empty(*shape)
     if out.nbytes >= _LARGE:
-        found.enlarge(_cpu_build.pointer(out), ctypes.c_uint64(out.nbytes))
+        found.enlarge(_cpu_call.pointer(out), ctypes.c_uint64(out.nbytes))
     return out
 
 
@@ -78,7 +78,7 @@ def threads(elements: int) -> int:
 def over(run: Callable[[tuple[int, int]], object], n: int, elements: int) -> None:
     """`run((begin, end))` over [0, n), so much work, on as many threads as it repays, in calls of half a second."""
     parts = -(-elements // CALL_ELEMENTS)
-    _cpu_build.parallel(run, n, BLOCK, threads(elements), parts=parts, long=elements >= _LONG_ELEMENTS)
+    _cpu_threads.parallel(run, n, BLOCK, threads(elements), parts=parts, long=elements >= _LONG_ELEMENTS)
 
 
 def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: int) -> Tensor | None:
@@ -88,7 +88,7 @@ def normal(n: int, width: int, seed: int, stream: int, step: int, first_chain: i
         return None
 
     def run(part: tuple[int, int]) -> None:
-        _cpu_build.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
+        _cpu_call.call_langevin(found, None, None, out, None, None, part, seed, stream, step, first_chain)
 
     over(run, n * -(-width // 4), out.numel())
     return out
@@ -102,8 +102,8 @@ def signs(n: int, width: int, seed: int, stream: int, step: int, first_chain: in
 
     def run(part: tuple[int, int]) -> None:
         begin, end = map(ctypes.c_uint64, part)
-        named = _cpu_build.key(seed, step, stream, first_chain)
-        found.signs(_cpu_build.pointer(out), begin, end, ctypes.c_uint64(width), *named)
+        named = _cpu_call.key(seed, step, stream, first_chain)
+        found.signs(_cpu_call.pointer(out), begin, end, ctypes.c_uint64(width), *named)
 
     over(run, n * -(-width // 128), out.numel())
     return out
@@ -127,7 +127,7 @@ def langevin_step(
     rows = out if out.dim() == 2 else out.view(n, width)
 
     def run(part: tuple[int, int]) -> None:
-        _cpu_build.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
+        _cpu_call.call_langevin(found, x, score, rows, a, c, part, seed, Stream.LANGEVIN, step, first_chain)
 
     over(run, n * -(-width // 4), x.numel())
     return out
@@ -161,7 +161,7 @@ class Mixture:
         """What the kernels take it as."""
         return (
             *map(ctypes.c_int, (*self.means.shape, self.inverse.dim() == 3)),
-            *map(_cpu_build.pointer, (self.means, self.inverse, self.log_scale)),
+            *map(_cpu_call.pointer, (self.means, self.inverse, self.log_scale)),
         )
 
     def work(self) -> int:

@@ -91,9 +91,13 @@ def _score(
     np.einsum("dkn,dkn->kn", z, z, out=logits)
     logits *= np.float32(-0.5) * precision
     logits += log_scale[:, None]
-    logits -= logits.max(0)
-    weights = np.exp(logits, out=logits)
-    weights *= -precision / weights.sum(0)
+    if len(logits) > 1:
+        logits -= logits.max(0)
+        weights = np.exp(logits, out=logits)
+        weights *= -precision / weights.sum(0)
+    else:  # whose square may be infinite
+        logits.fill(-precision)
+        weights = logits
     if full:
         z *= weights
         np.einsum("kdj,dkn->jn", inverse, z, out=score)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastscore.ops import _cpu_build, _cpu_chain
+from fastscore.ops import _cpu_call, _cpu_chain
 from fastscore.reference.mlp import MLP, Shifts
 
 _KINDS = {"silu": 1, "tanh": 2, "softplus": 3, "gelu_tanh": 4, "softsign": 5, "gelu": 6}  # as the source numbers them
@@ -42,10 +42,10 @@ class Network:
             (ctypes.c_int * (layers + 1))(*self.sizes),
             (ctypes.c_int * layers)(*self.kinds),
             (ctypes.c_int * layers)(*self.residuals),
-            *map(_cpu_build.pointer, (self.panels, self.shifts, self.scales)),
+            *map(_cpu_call.pointer, (self.panels, self.shifts, self.scales)),
             ctypes.c_uint64(0 if rows is None else rows.shape[1]),
             ctypes.c_int(self.turn),
-            _cpu_build.pointer(self.top),
+            _cpu_call.pointer(self.top),
             ctypes.c_float(self.base),
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscore.ops import _cpu_build, _cpu_layers
+from fastscore.ops import _cpu_build, _cpu_call, _cpu_layers
 from fastscore.ops.mlp_scratch import Scratch
 from fastscore.reference import philox
 
@@ -70,8 +70,8 @@ class Arrays(NamedTuple):
 
     def slots(self) -> list[tuple[int, int]]:
         """Address and step of every array."""
-        shared = [(0, 0) if t is None else (_cpu_build.address(t), 0) for t in self.shared]
-        return shared + [(0, 0) if t is None else (_cpu_build.address(t), t.stride(0)) for t in self.batch]
+        shared = [(0, 0) if t is None else (_cpu_call.address(t), 0) for t in self.shared]
+        return shared + [(0, 0) if t is None else (_cpu_call.address(t), t.stride(0)) for t in self.batch]
 
 
 class Recorder(Scratch):

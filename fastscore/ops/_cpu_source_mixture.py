@@ -33,7 +33,7 @@ static void mixture_score(const Source *source, u64 row, int n, const float *x, 
   float top[W], total[W];
   for (int i = 0; i < W; i++) { top[i] = -INFINITY; total[i] = 0.0f; }
   for (int k = 0; k < m->n_components; k++) {
-    const float *mean = m->means + k * D;
+    const float *mean = m->means + (size_t)k * D;
     float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
     float square[W];
     memset(square, 0, sizeof square);
@@ -59,7 +59,10 @@ static void mixture_score(const Source *source, u64 row, int n, const float *x, 
   for (int k = 0; k < m->n_components; k++) {
     const float *zk = z + (size_t)k * D * W, *logit = joint + (size_t)k * W;
     float weight[W];
-    for (int i = 0; i < W; i++) { weight[i] = exponential(logit[i] - top[i]); total[i] += weight[i]; }
+    for (int i = 0; i < W; i++) {
+      weight[i] = m->n_components == 1 ? 1.0f : exponential(logit[i] - top[i]); /* of one, also where it underflows */
+      total[i] += weight[i];
+    }
     for (int d = 0; d < D; d++) {
       float *sd = s + d * W;
       if (m->full) {

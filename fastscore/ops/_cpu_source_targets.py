@@ -41,11 +41,11 @@ static void mixture_log_prob(const Target *target, const float *x, float *work, 
   for (int i = 0; i < W; i++) value[i] = infinite_or_nan(top[i]) ? top[i] : top[i] + logarithm(total[i]);
 }
 
-/* -4 b x (x^2 - 1) in every coordinate. */
+/* -4 b x (x - 1) (x + 1) in every coordinate: x^2 - 1 would lose its digits near the wells. */
 static void double_well_score(const Source *source, u64 row, int n, const float *x, float *work, float *restrict s) {
   const float slope = -4.0f * *(const float *)source->constants;
   (void)row, (void)n, (void)work;
-  for (int j = 0; j < source->dim * W; j++) s[j] = slope * x[j] * (x[j] * x[j] - 1.0f);
+  for (int j = 0; j < source->dim * W; j++) s[j] = slope * x[j] * ((x[j] - 1.0f) * (x[j] + 1.0f));
 }
 
 /* -sum_d (b (x_d^2 - 1)^2 + log Z). */
@@ -54,7 +54,7 @@ static void double_well_log_prob(const Target *target, const float *x, float *wo
   memset(value, 0, W * sizeof(float));
   for (int d = 0; d < target->source.dim; d++)
     for (int i = 0; i < W; i++) {
-      const float y = x[d * W + i] * x[d * W + i] - 1.0f;
+      const float y = (x[d * W + i] - 1.0f) * (x[d * W + i] + 1.0f);
       value[i] += -target->of.wells.barrier * (y * y) - target->of.wells.log_normaliser;
     }
 }

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_build, _cpu_chain, _cpu_mixture, _cpu_network
+from fastscore.ops import _cpu_call, _cpu_chain, _cpu_mixture, _cpu_network
 from fastscore.ops.chain import NOTHING, Keep
 from fastscore.reference.philox import Stream
 
@@ -118,12 +118,12 @@ class Target:
         def run(rows: tuple[int, int], steps: range, to: _Path) -> int:
             return int(
                 getattr(self.found, name)(
-                    *map(_cpu_build.pointer, made),
+                    *map(_cpu_call.pointer, made),
                     *map(ctypes.c_uint64, rows),
                     ctypes.c_int(len(steps)),
-                    *(_cpu_build.pointer(table[steps.start :]) for table in factors),
+                    *(_cpu_call.pointer(table[steps.start :]) for table in factors),
                     *more,
-                    *_cpu_build.key(seed, step + steps.start, Stream.LANGEVIN, first_chain),
+                    *_cpu_call.key(seed, step + steps.start, Stream.LANGEVIN, first_chain),
                     ctypes.byref(to),
                     self.address,
                 )
@@ -140,7 +140,7 @@ class Target:
         x, score = x.contiguous(), torch.empty(x.shape, dtype=torch.float32, device="cpu")
 
         def run(rows: tuple[int, int]) -> int:
-            given = (*map(_cpu_build.pointer, (x, score, log_prob)), *map(ctypes.c_uint64, rows), self.address)
+            given = (*map(_cpu_call.pointer, (x, score, log_prob)), *map(ctypes.c_uint64, rows), self.address)
             return int(self.found.target_value(*given))
 
         self._parallel(run, x, 1)

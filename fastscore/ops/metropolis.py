@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fastscore.ops import _cpu_build, _cpu_chain, _dispatch, noise
+from fastscore.ops import _cpu_call, _cpu_chain, _dispatch, noise
 from fastscore.reference import metropolis as reference
 from fastscore.reference.metropolis import MalaState, Proposal
 from fastscore.reference.philox import Stream
@@ -37,11 +37,11 @@ def _compiled(
 
     def run(rows: tuple[int, int]) -> None:
         failed = found.metropolis(
-            *map(_cpu_build.pointer, (*made, *given)),
+            *map(_cpu_call.pointer, (*made, *given)),
             *map(ctypes.c_uint64, rows),
             ctypes.c_int(width),
-            _cpu_build.pointer(factors),
-            *_cpu_build.key(seed, step, Stream.ACCEPT, first_chain),
+            _cpu_call.pointer(factors),
+            *_cpu_call.key(seed, step, Stream.ACCEPT, first_chain),
         )
         if failed:
             raise MemoryError(f"no memory for a block of {_cpu_chain.BLOCK} chains in {width} dimensions")

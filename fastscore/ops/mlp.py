@@ -7,7 +7,6 @@ The entry for `divergence`, `laplacian` and the losses; they pass a network read
     score_and_quadratic(mlp, x, shifts, probes=Probes())  -> score [B, D], v'CJv [B, K]         Hutchinson
     energy_terms(mlp, x, shifts, probes=None)             -> energy [B], score [B, D], lap [B]  exact, or v'Hv [B, K]
     implicit_loss(mlp, x, shifts, square=, trace=, ...)   -> loss, sum |s|^2, sum tr            one number, fused
-    energy_loss(mlp, x, shifts, square=, trace=)          -> loss, sum |s|^2, sum -lap E        one number, fused
     denoising_loss(mlp, x, shifts, level=, ...)           -> loss, or None if not compiled      one number, fused
     score(mlp, x, shifts)                                 -> score [B, D], or None likewise     alone
 
@@ -91,7 +90,14 @@ def energy_terms(
 
 
 def implicit_loss(
-    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float, probes: Probes | None = None
+    mlp: MLP,
+    x: Tensor,
+    shifts: Shifts = (),
+    *,
+    square: float,
+    trace: float,
+    probes: Probes | None = None,
+    energy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `square sum_b |s_b|^2 + trace sum_b tr_b`, its gradients computed on the way, and both sums detached.
 
@@ -105,25 +111,9 @@ def implicit_loss(
         square: the weight of `|s|^2`.
         trace: the weight of `tr J`.
         probes: use the mean of Hutchinson's estimates for the trace; exact when None.
+        energy: the network is E, its last weight `[1, H_L]`: s = -grad E, tr J = -lap E.
     """
-    problem = _problem(mlp, x, probes=probes)
-    return _loss(problem, Weights(square, trace), mlp, x, shifts)
-
-
-def energy_loss(
-    mlp: MLP, x: Tensor, shifts: Shifts = (), *, square: float, trace: float, probes: Probes | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `square sum_b |grad E|^2 + trace sum_b (-lap E)` as `implicit_loss` does.
-
-    Args:
-        mlp: the network; its last weight is `[1, H_L]`.
-        x: `[B, D]`.
-        shifts: one `[B, H_l]` or None for each of the L + 1 linear layers, or `()`.
-        square: the weight of `|s|^2`.
-        trace: the weight of `tr J = -lap E`.
-        probes: use the mean of Hutchinson's estimates for the Laplacian; exact when None.
-    """
-    return _loss(_problem(mlp, x, energy=True, probes=probes), Weights(square, trace), mlp, x, shifts)
+    return _loss(_problem(mlp, x, energy=energy, probes=probes), Weights(square, trace), mlp, x, shifts)
 
 
 def score(mlp: MLP, x: Tensor, shifts: Shifts = (), *, energy: bool = False) -> Tensor | None:

@@ -38,9 +38,12 @@ def uniform(
     n: int, seed: int, stream: int, step: int, first_chain: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Uniforms in (0, 1] `[n]`, one a chain: too few to be worth a kernel."""
-    return _rows(
-        lambda chain: philox.uniforms(seed, stream, step, chain, computed(dtype)).to(dtype), n, 1, first_chain, device
-    )
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # below half of it, float16 would round to 0
+
+    def make(chain: Tensor) -> Tensor:
+        return philox.uniforms(seed, stream, step, chain, computed(dtype)).clamp(min=least).to(dtype)
+
+    return _rows(make, n, 1, first_chain, device)
 
 
 def mixed(x: Tensor, alpha: float | Tensor, beta: float | Tensor, seed: int, stream: int, first_chain: int) -> Tensor:

@@ -44,6 +44,8 @@ class AnnealedLangevin:
         self.n_steps_each = _checks.count("n_steps_each", n_steps_each)
         _checks.scalar("step_size", step_size)
         self.step_sizes = [step_size * (sigma / self.sigmas[-1]) ** 2 for sigma in self.sigmas]
+        if self.step_sizes[0] > torch.finfo(torch.float32).max:
+            raise ValueError(f"sigmas span too much: the step size at the first level is {self.step_sizes[0]:.3g}")
         self.temperature, self.clamp = temperature, check_clamp(clamp)
         self.seed, self.first_chain = counted(seed, first_chain)
         self.source, self.known = whole.UNKNOWN, Known(score_fn)
@@ -207,7 +209,7 @@ def annealed_langevin_dynamics(
         denoise: whether the last state (and not the trajectory) is denoised.
         burn_in: as in `langevin_dynamics`, as are the arguments that follow; steps are counted over the whole ladder.
         thin: keep every thin-th state.
-        clamp: (low, high), applied to the state after every step.
+        clamp: (low, high), applied to the state after every step; infinity is clamped too, and not reported then.
         cond: handed to `score_fn` with every call, such as a class a row.
         seed: an int in [0, 2^64).
         generator: where to draw the seed from instead.

@@ -170,8 +170,6 @@ def run_chain(algorithm: Algorithm[State], x: Tensor, run: Run, *, state: State 
         partial = record.kept(done[1]).get("trajectory")
         raise Interrupted(done[0], run.first_step + done[1], run.seed, partial) from interrupt
     output = record.trajectory if record.trajectory is not None else done[0][0].to(x.dtype)
-    if x.dtype == torch.float16:  # which ends at 65504, where the float32 that is computed in goes on
-        output = run.settled(done[0][0], output) if run.on_nonfinite == "raise" else output
     if record.moments is None:
         return done[0], output
     return done[0], (output, record.diagnostics(done[2], guard.first_bad))

@@ -246,7 +246,7 @@ def langevin_dynamics(
         temperature: T >= 0: a number, a 0-dim tensor, or a function of the step number.
         burn_in: steps before the first is counted for keeping.
         thin: keep every thin-th state after the burn-in: (n_steps - burn_in) // thin of them.
-        clamp: (low, high), applied to the state after every step.
+        clamp: (low, high), applied to the state after every step; infinity is clamped too, and not reported then.
         cond: handed to `score_fn` with every call.
         seed: an int in [0, 2^64).
         generator: where to draw the seed from instead; with neither, torch's default CPU generator.

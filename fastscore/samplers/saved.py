@@ -40,7 +40,8 @@ class Record:
         self.run, self.device = run, x.device
         event = x.shape[1:]
         self.trajectory = x.new_empty(x.shape[0], run.keep.count, *event) if run.return_trajectory else None
-        self.moments = x.new_empty(2, run.keep.count, *event) if run.return_diagnostics else None
+        shape = (2, run.keep.count, *event)
+        self.moments = x.new_empty(shape, dtype=computed(x.dtype)) if run.return_diagnostics else None
         self.path = run.checkpoint
         same = ("seed", "first_chain", "first_step", "burn_in", "thin", "on_nonfinite")
         self.about: dict[str, Any] = {"algorithm": algorithm, "stream": STREAM_VERSION}
@@ -52,7 +53,10 @@ class Record:
     def running(self, x: Tensor) -> tuple[Tensor, ...]:
         """The running mean and squared deviations `[B, *event]` of no states, or nothing where none is asked for."""
         parts = range(0 if self.moments is None else 2)
-        return tuple(torch.zeros(x.shape, dtype=computed(x.dtype), device=x.device) for _ in parts)
+        wide = (
+            torch.float32 if x.device.type == "mps" else torch.float64
+        )  # the mean of 10^5 states adds up its rounding
+        return tuple(torch.zeros(x.shape, dtype=wide, device=x.device) for _ in parts)
 
     def keep(self, position: Tensor, steps: int, running: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep the position after so many steps, if it is one to be kept; what is running then."""

@@ -59,16 +59,25 @@ def ladder(score_fn: Any, x: Tensor, sigmas: Sequence[float]) -> ops.Source | No
     return ops.Network(readings[0].mlp, shifts, scales, readings[0].is_energy)  # type: ignore[arg-type]
 
 
-def _mixture(target: GaussianMixture) -> ops.Mixture:
+_CONDITION = 1e5  # of a covariance, above which x' P x has fewer digits than |L^-1 x|^2
+
+
+def _mixture(target: GaussianMixture) -> ops.Mixture | None:
+    """As a kernel takes it; None where its covariances are too close to singular for that."""
     means, inverse, constants = target._exact
     precisions = inverse.squeeze(-1).square() if inverse.shape[-1] == 1 else inverse.mT @ inverse
+    if precisions.shape[-1] > 1 and precisions.dim() == 3 and bool((torch.linalg.cond(precisions) > _CONDITION).any()):
+        return None
     return ops.Mixture(
         means.squeeze(-1), precisions.expand(-1, *[target.dim] * (precisions.dim() - 1)), constants.squeeze(-1)
     )
 
 
-def _noisy(target: GaussianMixture, sigmas: Sequence[float]) -> ops.Mixture:
-    levels = [_mixture(target.smoothed(sigma)) for sigma in sigmas]
+def _noisy(target: GaussianMixture, sigmas: Sequence[float]) -> ops.Mixture | None:
+    found = [_mixture(target.smoothed(sigma)) for sigma in sigmas]
+    levels = [level for level in found if level is not None]
+    if len(levels) < len(sigmas):
+        return None
     precisions, constants = zip(*((level.precisions, level.constants) for level in levels), strict=True)
     return ops.Mixture(levels[0].means, torch.stack(precisions), torch.stack(constants))
 

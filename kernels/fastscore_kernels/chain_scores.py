@@ -20,8 +20,8 @@ MAX_UNROLLED = tl.constexpr(64)  # numbers of a mixture a thread keeps in regist
 
 @triton.jit
 def double_well(x, at, params):
-    """E = b sum_d (x_d^2 - 1)^2: score -4 b x (x^2 - 1), params (b,), a tensor: a number would be float32."""
-    return -4.0 * tl.load(params[0]) * x * (x * x - 1.0)
+    """E = b sum_d (x_d^2 - 1)^2: score -4 b x (x - 1) (x + 1), params (b,), a tensor: a number would be float32."""
+    return -4.0 * tl.load(params[0]) * x * ((x - 1.0) * (x + 1.0))
 
 
 @triton.jit

@@ -70,8 +70,8 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tenso
 
 
 @pytest.fixture(autouse=True)
-def bounded_memory(monkeypatch: pytest.MonkeyPatch, guarded_memory: list) -> None:
-    """In the interpreter, no load or store leaves the tensors of its launch, nor enters the margins of `torch.empty`."""
+def bounded_memory(monkeypatch: pytest.MonkeyPatch, guarded_memory: list[tuple[Tensor, int]]) -> None:
+    """In the interpreter no access leaves the tensors of its launch, nor enters the margins of `torch.empty`."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
     import numpy as np

@@ -172,6 +172,7 @@ def test_what_cannot_be_captured_is_stepped_and_said_once(replays, monkeypatch, 
         torch.testing.assert_close(made, langevin_dynamics(net, x, seed=3, **options))
 
 
+@pytest.mark.filterwarnings("ignore:score_fn has .* in training mode:UserWarning")
 @pytest.mark.parametrize("kind", ["function", "dropout", "batch-norm", "hook", "short"])
 def test_what_is_not_tried(kind, replays, device):
     net = Network().to(device)

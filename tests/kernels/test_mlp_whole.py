@@ -220,7 +220,7 @@ def test_every_entry_against_float64(kind, depth, precision, width, dim):
     found = []
     for dtype, backend in ((torch.float64, "torch"), (torch.float32, "triton")):
         mlp = reference.MLP(tuple(w.to(DEVICE, dtype) for w in weights), (None,) * (depth + 1), names, (False,) * depth)
-        with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest"):
+        with fastscore.use_backend(backend), rounding(precision if backend == "triton" else "highest", DEVICE):
             y = x.to(DEVICE, dtype)
             if energy:
                 found.append(ops.energy_terms(mlp, y, probes=some if kind == "curvature" else None))

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from fastscore import EnergyMLP, ScoreMLP, TritonScore, annealed_langevin_dynamics, langevin_dynamics, use_backend
 from fastscore.ops import chain
-from fastscore.samplers import NonFiniteError
+from fastscore.samplers import NonFiniteError, whole
 from fastscore.samplers import chain as loop
 from fastscore.targets import DoubleWell, Gaussian, GaussianMixture
 
@@ -205,3 +205,14 @@ def test_a_chain_that_diverges_is_named(device):
     x[3, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="chain 3 is not finite after step 0"):
         langevin_dynamics(score_fn, x, step_size=0.1, n_steps=4, seed=0)
+
+
+def test_a_covariance_that_is_nearly_singular_takes_no_kernel(device):
+    """In a precision matrix it would lose the digits that a triangular factor keeps."""
+    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
+    for spread, taken in ((1e-2, True), (1e-3, False)):
+        covariance = turn @ torch.diag(torch.tensor([1.0, spread**2], dtype=torch.float64)) @ turn.T
+        target = GaussianMixture([[0.0, 0.0], [1.0, 0.0]], covariance.expand(2, 2, 2))
+        x = torch.zeros(5, 2, device=device)
+        assert (whole.source(target.score, x, None) is not None) == taken
+        assert (whole.ladder(target.noisy_score, x, [1e-4 * spread]) is not None) == taken

@@ -14,7 +14,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fastscore
 from fastscore import noise, targets
-from fastscore.ops import _cpu_build, _cpu_chain, _cpu_numpy
+from fastscore.ops import _cpu_build, _cpu_call, _cpu_chain, _cpu_numpy
 from fastscore.reference import langevin as reference
 from fastscore.reference import philox
 
@@ -297,7 +297,7 @@ def test_threads_survive_a_fork() -> None:
     code = """
 import os, torch
 torch.set_num_threads(2)
-from fastscore.ops import _cpu_build, _cpu_chain, _cpu_numpy
+from fastscore.ops import _cpu_build, _cpu_call, _cpu_chain, _cpu_numpy
 assert _cpu_build.library(build=True) is not None
 draw = lambda: _cpu_chain.normal(1 << 14, 4, 1, 0, 0, 0).numpy().tobytes()  # torch's own threads would hang
 first = draw()
@@ -343,5 +343,5 @@ def test_no_address_is_taken_of_what_has_no_memory() -> None:
     lost.untyped_storage().resize_(0)
     for tensor in (lost, torch._neg_view(torch.zeros(3))):
         with pytest.raises(RuntimeError, match="compiled code cannot read a Tensor without memory"):
-            _cpu_build.pointer(tensor)
-    assert _cpu_build.pointer(torch.zeros(0)).value is None
+            _cpu_call.pointer(tensor)
+    assert _cpu_call.pointer(torch.zeros(0)).value is None

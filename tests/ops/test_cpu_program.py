@@ -88,7 +88,7 @@ def data(n: int, dim: int = 3) -> Tensor:
 def test_energies(depth: int, residual: bool, probes: Probes | None, runs: list[_cpu_program.Program]) -> None:
     mlp, x = network(depth, depth, residual=residual, outputs=1), data(29)
     found = ops.energy_terms(mlp, x, probes=probes)
-    loss, square, trace = ops.energy_loss(mlp, x, square=0.5, trace=1.0, probes=probes)
+    loss, square, trace = ops.implicit_loss(mlp, x, square=0.5, trace=1.0, probes=probes, energy=True)
     assert len(set(runs)) == 2
     drawn = None if probes is None else probes.draw(slice(0, 29), x).double()
     double = wide(mlp)
@@ -241,6 +241,6 @@ def test_no_memory_for_a_product_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_forms_that_are_not_written_down_go_the_other_way(runs: list[_cpu_program.Program]) -> None:
     deep = network(0, depth=3, residual=True)
     assert_close(made(deep, data(20)), exact(deep, data(20)))
-    ops.energy_loss(network(0, dim=7, outputs=1), data(20, 7), square=0.5, trace=1.0)
+    ops.implicit_loss(network(0, dim=7, outputs=1), data(20, 7), square=0.5, trace=1.0, energy=True)
     assert not runs
     assert mlp_tile.Form.recorded is False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import noise, targets
-from fastscore.ops import _cpu_build, _cpu_chain, _cpu_target
+from fastscore.ops import _cpu_build, _cpu_chain, _cpu_target, _cpu_threads
 from fastscore.samplers import AnnealedLangevin, Langevin, Mala, Underdamped, analytic, chain
 from fastscore.samplers.mala import MalaState
 
@@ -301,10 +301,10 @@ def test_calls_that_are_cut_short_for_an_interrupt_change_nothing(
     given = log_prob if sampler is fastscore.mala else target.score
     x = noise.normal((200, 2), seed=0, stream=5)
     options = {"step_size": 0.01, "n_steps": 20, "burn_in": 3, "thin": 4, "seed": 5, "return_trajectory": True}
-    whole, calls, parallel = sampler(given, x, **options), [], _cpu_build.parallel
+    whole, calls, parallel = sampler(given, x, **options), [], _cpu_threads.parallel
     monkeypatch.setattr(_cpu_chain, "CALL_ELEMENTS", 1000)
     monkeypatch.setattr(
-        _cpu_build, "parallel", lambda *given, **more: (calls.append(more["parts"]), parallel(*given, **more))
+        _cpu_threads, "parallel", lambda *given, **more: (calls.append(more["parts"]), parallel(*given, **more))
     )
     assert torch.equal(sampler(given, x, **options), whole)
     assert len(calls) >= 3 and max(calls) > 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastscore
-from fastscore.ops import _cpu_build, _cpu_threads
+from fastscore.ops import _cpu_threads
 
 
 @pytest.fixture(params=[2, 3])
@@ -79,7 +79,7 @@ def test_parts_come_in_their_order(threads):
 DISMISSED = """
 import os
 import torch
-from fastscore.ops import _cpu_build
+from fastscore.ops import _cpu_threads
 
 count = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(3)
@@ -87,14 +87,14 @@ x = torch.randn(1 << 22)
 before = count()
 (x + x).sum()
 spinning = count() - before
-_cpu_build.parallel(lambda part: None, 4, 1, 1)
+_cpu_threads.parallel(lambda part: None, 4, 1, 1)
 alone = count() - before
-_cpu_build.parallel(lambda part: None, 4, 1, 2)
+_cpu_threads.parallel(lambda part: None, 4, 1, 2)
 print(spinning, alone, count() - before, (x + x).sum().item() == 2 * x.sum().item())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or _cpu_build._omp_pause() is None, reason="no libgomp here")
+@pytest.mark.skipif(sys.platform != "linux" or _cpu_threads._omp_pause() is None, reason="no libgomp here")
 def test_openmps_threads_are_not_left_spinning_beside_ours():
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
     done = subprocess.run(
@@ -143,7 +143,7 @@ def test_only_this_thread_is_alone(threads):
 @pytest.mark.parametrize(("n", "count", "parts"), [(1000, 1, 5), (1000, 2, 5), (1000, 2, 99), (3, 2, 9), (0, 2, 1)])
 def test_work_is_cut_into_parts_that_are_done_once(n, count, parts):
     done = []
-    _cpu_build.parallel(done.append, n, 10, count, parts=parts)
+    _cpu_threads.parallel(done.append, n, 10, count, parts=parts)
     done.sort()
     assert len(done) >= min(parts, -(-n // 10)) and len(done) == len(set(done))
     assert [row for begin, end in done for row in range(begin, end)] == list(range(n))
@@ -158,7 +158,7 @@ def test_an_interrupt_waits_for_one_part():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _cpu_build.parallel(run, 1000, 1, 1, parts=100)
+        _cpu_threads.parallel(run, 1000, 1, 1, parts=100)
     assert len(done) == 1
 
 
@@ -166,7 +166,7 @@ def test_an_interrupt_waits_for_one_part():
 def test_where_no_thread_can_be_had_this_one_does_it_all(monkeypatch, had):
     """As when the interpreter ends, which some threads outlive."""
 
-    class Ending(_cpu_build.ThreadPoolExecutor):
+    class Ending(_cpu_threads.ThreadPoolExecutor):
         def submit(self, *given):
             future = super().submit(*given)
             if len(self._threads) > had:
@@ -174,8 +174,8 @@ def test_where_no_thread_can_be_had_this_one_does_it_all(monkeypatch, had):
             return future
 
     pool, done = Ending(3), []
-    monkeypatch.setattr(_cpu_build, "_pool", lambda *_: pool)
-    _cpu_build.parallel(done.append, 10, 1, 5)
+    monkeypatch.setattr(_cpu_threads, "_pool", lambda *_: pool)
+    _cpu_threads.parallel(done.append, 10, 1, 5)
     pool.shutdown()
     assert sorted(done) == [(i, i + 2) for i in range(0, 10, 2)]
 
@@ -183,9 +183,9 @@ def test_where_no_thread_can_be_had_this_one_does_it_all(monkeypatch, had):
 def test_a_forked_child_does_not_wait_for_openmps_threads(monkeypatch):
     """Of its parent: one that only imports this after the fork cannot tell by its number."""
     called = []
-    monkeypatch.setattr(_cpu_build, "_omp_pause", lambda: called.append)
-    _cpu_build._dismiss()
+    monkeypatch.setattr(_cpu_threads, "_omp_pause", lambda: called.append)
+    _cpu_threads._dismiss()
     assert called == [1]
-    monkeypatch.setattr(_cpu_build.multiprocessing, "parent_process", lambda: object())
-    _cpu_build._dismiss()
+    monkeypatch.setattr(_cpu_threads.multiprocessing, "parent_process", lambda: object())
+    _cpu_threads._dismiss()
     assert called == [1]

@@ -77,7 +77,7 @@ class Case:
         if self.kind == "energy":
             return ops.energy_terms(mlp, x, shifts)
         if self.kind == "energy loss":
-            return ops.energy_loss(mlp, x, shifts, square=SQUARE, trace=TRACE)
+            return ops.implicit_loss(mlp, x, shifts, square=SQUARE, trace=TRACE, energy=True)
         probes = self.probes if "quadratic" in self.kind else None
         if "loss" in self.kind:
             return ops.implicit_loss(mlp, x, shifts, square=SQUARE, trace=TRACE, probes=probes)
@@ -568,7 +568,7 @@ def step(kind, batch):
     x = torch.randn(batch, 2)
     mlp = network(2, 64, 3, 1 if kind == "energy" else 2)
     if kind == "energy":
-        ops.energy_loss(mlp, x, square=0.5, trace=1.0)[0].backward()
+        ops.implicit_loss(mlp, x, square=0.5, trace=1.0, energy=True)[0].backward()
     elif kind == "loss":
         ops.implicit_loss(mlp, x, square=0.5, trace=1.0, probes=PROBES)[0].backward()
     else:
