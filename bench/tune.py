@@ -119,6 +119,8 @@ def refusal(entry: Entry, options: Options, device: str, rows: int) -> str:
 
 def timed(entry: Entry, tried: list[Options], device: str, rows: int) -> list[dict[str, Any]]:
     """For each of the options the time of the entry's call, to that with the table's."""
+    if not tried:
+        return []
     call = work(entry, rows, device)
 
     def turn(options: Options) -> float:

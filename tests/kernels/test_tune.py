@@ -77,6 +77,10 @@ def test_an_entry_is_timed_and_what_is_wrong_or_fails_is_refused(tmp_path, monke
     assert len(json.loads(out.read_text())["entries"]) == 1
 
 
+def test_where_all_are_refused_nothing_is_timed():
+    assert tune.timed(ENTRIES[0], [], DEVICE, 4) == []
+
+
 def test_a_wrong_result_is_refused(monkeypatch):
     entry = dict(ENTRIES[0])
     calls = iter((torch.ones(4), 1.1 * torch.ones(4)))
