@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-NARROW = r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>"
+_NARROW = r"tensor<\w+xbf16> \* tensor<\w+xbf16> -> tensor<\w+xf32>"
 _PLACE = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 _STEP = re.compile(r'\s*(?:(%[\w-]+).*? = )?"?([\w.]+)"?(.*)')
 
@@ -18,8 +18,8 @@ def hazards(ttir: str, precision: str = "") -> list[str]:
     """What no kernel may have in Triton's own terms: a product in another precision than it says, rows of 32 bits."""
     stated = {
         "": r"inputPrecision|xbf16> \* tensor<\w+xbf16>",
-        "bf16": NARROW,
-        "bf16x6": rf"{NARROW}|inputPrecision = bf16x6",
+        "bf16": _NARROW,
+        "bf16x6": rf"{_NARROW}|inputPrecision = bf16x6",
     }.get(precision, rf"inputPrecision = {precision}\b")
     found = {
         "a product without its precision": not all(re.search(stated, dot) for dot in re.findall(r"tt\.dot .*", ttir)),

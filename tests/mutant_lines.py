@@ -11,7 +11,7 @@ from __future__ import annotations
 from mutant_table import Mutant
 
 LOSSES, TERMS, DIVERGENCE = "fastscore/losses.py", "fastscore/_terms.py", "fastscore/divergence.py"
-FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets.py"
+FORMS, METRICS, TARGETS = "fastscore/_forms.py", "fastscore/metrics.py", "fastscore/targets/mixture.py"
 GRAPH, REPLAY = "fastscore/ops/graph.py", "tests/kernels/test_graph.py::"
 JUDGE, J = "kernels/fastscore_kernels/metropolis.py", "tests/kernels/test_metropolis.py::"
 COMPILED_CHAINS, RULE = "fastscore/ops/_cpu_source_algorithms.py", "fastscore/reference/metropolis.py"
@@ -47,7 +47,7 @@ IN_TARGETS = [
     Mutant(47, "mixture: all of the square", TARGETS, "0.5 * z.square().sum(1)", "z.square().sum(1)", (T + "test_mixture_log_prob_is_scipys",)),
     Mutant(47, "mixture: the factor transposed", TARGETS, "_product(inverse.mT, weighted)", "_product(inverse, weighted)", (T + "test_mixture_score_is_the_gradient_of_log_prob",)),
     Mutant(46, "mixture: the wrong triangle", TARGETS, "self._means.t(), upper=False", "self._means.t(), upper=True", (T + "test_lipschitz_of_a_covariance_that_all_share",)),
-    Mutant(47, "double well: its force", TARGETS, "-4 * self.barrier", "-2 * self.barrier", (T + "test_double_well_is_normalised_and_its_score_a_gradient",)),
+    Mutant(47, "double well: its force", "fastscore/targets/double_well.py", "-4 * self.barrier", "-2 * self.barrier", (T + "test_double_well_is_normalised_and_its_score_a_gradient",)),
     Mutant(50, "ring: another radius", TARGETS, "radius: float = 4.0", "radius: float = 4.5", ("tests/house/test_defaults.py::test_a_default_is_that_of_its_name",)),
     Mutant(46, "the gain of another normal", "fastscore/_layers.py", "torch.exp(-0.5 * z * z)", "torch.exp(-0.505 * z * z)", ("tests/test_networks.py::test_the_gain_of_the_initialisation_is_that_of_a_normal",)),
     Mutant(21, "reader: a gain without the shift", "fastscore/_reading/algebra.py", ", shifts=tuple(_product(recorder, u, by) for u in symbol.shifts)", "", ("tests/test_reader.py::test_random_architectures",)),

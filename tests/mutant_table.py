@@ -218,7 +218,7 @@ IN_TRACES = [
 ]
 
 IN_SAMPLERS = [
-    Mutant(19, "a state in half precision", "fastscore/samplers/langevin.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", (L + "test_small_steps_are_not_lost_in_a_narrow_state",)),
+    Mutant(19, "a state in half precision", "fastscore/samplers/algorithm.py", "return LangevinState(x.detach().to(computed(x.dtype), copy=True))", "return LangevinState(x.detach().clone())", (L + "test_small_steps_are_not_lost_in_a_narrow_state",)),
     Mutant(52, "a resumed chain starts anew", "fastscore/samplers/chain.py", "step = run.first_step + k", "step = k", (S + "test_stopping_anywhere_and_going_on_gives_the_same_bits",)),
     Mutant(52, "a leap starts anew", "fastscore/samplers/chain.py", "algorithm.leap(state, run.first_step + k, n, keep)", "algorithm.leap(state, k, n, keep)", ("tests/ops/test_cpu_chain.py::test_chains_have_the_same_bits_however_they_are_cut",)),
     Mutant(39, "every part the first", "fastscore/samplers/langevin.py", "        first_chain=first_chain,\n        dtype=x.dtype,\n", "        first_chain=0,\n        dtype=x.dtype,\n", (S + "test_every_split_of_the_batch_gives_the_same_bits",)),

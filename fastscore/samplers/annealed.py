@@ -13,18 +13,17 @@ from fastscore import _checks
 from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
-from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
+from fastscore.samplers.algorithm import LangevinState, LangevinSteps
 from fastscore.samplers.analytic import Known, announce, level
 from fastscore.samplers.arguments import as_tensor, check_clamp, checked, counted, prepare, told
-from fastscore.samplers.langevin import LangevinState
 from fastscore.samplers.signatures import AnnealedArguments, Diagnosed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class AnnealedLangevin:
+class AnnealedLangevin(LangevinSteps):
     """The ladder, as `init` and `step`: step k is at level k div n_steps_each, a_i = eps (sigma_i / sigma_last)^2."""
 
     def __init__(
@@ -49,14 +48,9 @@ class AnnealedLangevin:
         self.temperature, self.clamp = temperature, check_clamp(clamp)
         self.seed, self.first_chain = counted(seed, first_chain)
         self.source, self.known = whole.UNKNOWN, Known(score_fn)
-        self.sigma = torch.empty(
-            0, dtype=torch.float32, device="cpu"
-        )  # the noise level that a captured step reads, [B]
+        # The noise level that a captured step reads, [B].
+        self.sigma = torch.empty(0, dtype=torch.float32, device="cpu")
         self.captured = graph.Capture()
-
-    def init(self, x: Tensor) -> LangevinState:
-        """The state at x."""
-        return LangevinState(x.detach().to(computed(x.dtype), copy=True))
 
     def step(self, state: LangevinState, k: int) -> LangevinState:
         """Step number k."""
@@ -68,19 +62,7 @@ class AnnealedLangevin:
         moved = _ops.langevin_step(x, self.score(x, self.sigmas[rung]), a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
-    def leap(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """Steps k to k + n - 1 at once: in one launch, in compiled code, or where nothing is kept by a CUDA graph."""
-        x = state.x
-        if (launched := self._whole(x, k, n, keep)) is not None:
-            return LangevinState(launched.x), launched.kept
-        if (made := self._compiled(x, k, n, keep)) is not None:
-            return LangevinState(made[0]), made[1]
-        if keep.count or (replayed := self._replay(x, k, n)) is None:
-            return None
-        return replayed, x.unsqueeze(1)[:, :0]
-
     def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> _whole_chain.Result | None:
-        """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.ladder(self.score_fn, x, self.sigmas) if self.dtype == x.dtype else None)
         if (network := self.source.source) is None:
@@ -99,7 +81,6 @@ class AnnealedLangevin:
         )
 
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
-        """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU, level by level."""
         if x.device.type != "cpu" or self.dtype != torch.float32 or not self.known(x, self._told(x, self.sigmas[0])):
             return None
         moved, first, last, paths = x, k, k + n, []
@@ -121,9 +102,7 @@ class AnnealedLangevin:
         a = self.step_sizes[k // self.n_steps_each]
         return as_tensor("step_size", a, x), as_tensor("temperature", self.temperature, x)
 
-    def _replay(self, x: Tensor, k: int, n: int) -> LangevinState | None:
-        """Steps k to k + n - 1 by a CUDA graph, where that is worth it and can be."""
-
+    def _replay(self, x: Tensor, k: int, n: int) -> Tensor | None:
         def capture() -> graph.ReplayedSteps | None:
             self.sigma = torch.full((x.shape[0],), self.sigmas[0], dtype=self.dtype, device=x.device)
             owner = getattr(self.score_fn, "__self__", self.score_fn)
@@ -143,7 +122,7 @@ class AnnealedLangevin:
             self.sigma.fill_(self.sigmas[found])
             return self._settings(step, x)
 
-        return LangevinState(replayed.run(x, k, n, rung))
+        return replayed.run(x, k, n, rung)
 
     def _score_at_level(self, x: Tensor) -> Tensor:
         return self.known.score(x.to(self.dtype), self.sigma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from fastscore import _checks
 from fastscore.ops import _cpu_target, graph
 from fastscore.ops import chain as _whole_chain
 from fastscore.ops import langevin as _ops
-from fastscore.ops.noise import computed
 from fastscore.samplers import chain, whole
+from fastscore.samplers.algorithm import LangevinState, LangevinSteps
 from fastscore.samplers.analytic import Known, announce, compiled
 from fastscore.samplers.arguments import as_tensor, check_clamp, checked, counted, prepare, table, warn_of_divergence
 from fastscore.samplers.signatures import Diagnosed, LangevinArguments
@@ -75,14 +75,7 @@ def langevin_step(
     )
 
 
-class LangevinState(NamedTuple):
-    """The state of a Langevin chain."""
-
-    x: Tensor
-    """Position, `[B, *event]`, float32 or float64."""
-
-
-class Langevin:
+class Langevin(LangevinSteps):
     """Langevin dynamics as `init` and `step`, for people who write their own loop.
 
     The state is kept in float32 (float64 for a float64 x), because small steps would be lost in a narrower one; the
@@ -113,10 +106,6 @@ class Langevin:
         self.temperature = chain.schedule("temperature", temperature, positive=False)
         self.seed, self.first_chain = counted(seed, first_chain)
 
-    def init(self, x: Tensor) -> LangevinState:
-        """The state at x."""
-        return LangevinState(x.detach().to(computed(x.dtype), copy=True))
-
     def step(self, state: LangevinState, k: int) -> LangevinState:
         """Step number k."""
         if (made := self.leap(state, k, 1, chain.NOTHING)) is not None:
@@ -127,20 +116,7 @@ class Langevin:
         moved = _ops.langevin_step(x, score, a, t, self.seed, k, self.first_chain)
         return LangevinState(moved if self.clamp is None else moved.clamp(*self.clamp))
 
-    def leap(self, state: LangevinState, k: int, n: int, keep: chain.Keep) -> tuple[LangevinState, Tensor] | None:
-        """Steps k to k + n - 1 at once: in one launch, in compiled code, or where nothing is kept by a CUDA graph."""
-        x = state.x
-        if (launched := self._whole(x, k, n, keep)) is not None:
-            return LangevinState(launched.x), launched.kept
-        if (made := self._compiled(x, k, n, keep)) is not None:
-            return LangevinState(made[0]), made[1]
-        if keep.count or (replayed := self._graph(x, k, n)) is None:
-            return None
-        settings = None if self._constant else lambda k: self._settings(k, x)
-        return LangevinState(replayed.run(x, k, n, settings)), x.unsqueeze(1)[:, :0]
-
     def _compiled(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> tuple[Tensor, Tensor] | None:
-        """(x after steps k to k + n - 1, positions kept) in compiled code on a CPU; None where it does not know s."""
         if self.dtype != torch.float32 or not self.known(x, self.cond):
             return None
         if (source := compiled(self.score_fn, x, self.cond)) is None:
@@ -164,15 +140,16 @@ class Langevin:
         """The score at the state, rounded to what the score function is given."""
         return self.known.score(x.to(self.dtype), self.cond)
 
-    def _graph(self, x: Tensor, k: int, n: int) -> graph.ReplayedSteps | None:
-        """The step as a CUDA graph, captured when first worth it; None where it is not, or cannot be."""
+    def _replay(self, x: Tensor, k: int, n: int) -> Tensor | None:
         owner, counters = getattr(self.score_fn, "__self__", self.score_fn), (self.seed, self.first_chain)
-        return self.captured.find(
+        replayed = self.captured.find(
             n, lambda: graph.replayed(owner, self._score, x, *self._settings(k, x), self.clamp, *counters)
         )
+        if replayed is None:
+            return None
+        return replayed.run(x, k, n, None if self._constant else lambda k: self._settings(k, x))
 
     def _whole(self, x: Tensor, k: int, n: int, keep: chain.Keep) -> _whole_chain.Result | None:
-        """Steps k to k + n - 1 in one launch on a GPU; None where no kernel fits."""
         if not self.source.known:
             self.source = whole.Found(whole.source(self.score_fn, x, self.cond) if self.dtype == x.dtype else None)
         if (source := self.source.source) is None:

@@ -1,9 +1,4 @@
-"""Distributions whose log-density, score and samples are known in closed form: what tests, demos and benchmarks aim at.
-
-Targets are plain objects holding constants. They answer in the dtype and on the device of the points they are asked
-about, so nothing has to be moved, and they are differentiable in those points. Half precision is computed in float32,
-with autocast, too; scores are rounded back, log-densities stay float32: their sums would lose what differs.
-"""
+"""Gaussians and mixtures of them."""
 
 from __future__ import annotations
 
@@ -16,25 +11,11 @@ from torch import Tensor
 
 from fastscore import _checks, noise
 from fastscore.ops.noise import looked_on
-
-_SAMPLE = 2  # the first step of the noise of samples: starting points of chains have step 0 of the same stream
+from fastscore.targets.given import SAMPLE, constant, points
 
 _LEAST = 1e-76  # the least variance whose root has an inverse in float32
 
 Numbers: TypeAlias = Tensor | float | Sequence[float] | Sequence[Sequence[float]]
-
-
-def _constant(name: str, value: object) -> Tensor:
-    """A finite float64 constant on the CPU: closed forms are prepared there, whatever they are used in."""
-    if isinstance(value, Tensor) and value.is_complex():
-        raise TypeError(f"{name} must be real numbers, got {value.dtype}")
-    try:
-        tensor: Tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be numbers of one shape, got {value!r}") from error
-    if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return tensor
 
 
 def _cholesky(name: str, covariance: Tensor) -> Tensor:
@@ -80,14 +61,6 @@ def _average(joint: Tensor, parts: Tensor) -> Tensor:
     return parts if len(joint) == 1 else torch.softmax(joint, dim=0).unsqueeze(1) * parts
 
 
-def _points(x: Tensor, dim: int) -> Tensor:
-    """Points `[B, dim]`, checked, in float32 or float64."""
-    _checks.floating("x", x)
-    if x.dim() != 2 or x.shape[1] != dim:
-        raise ValueError(f"x must have shape [B, {dim}], got {list(x.shape)}")
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 class GaussianMixture:
     r"""A mixture of K Gaussians in D dimensions, `p(x) = sum_k w_k N(x; m_k, S_k)`.
 
@@ -120,7 +93,7 @@ class GaussianMixture:
     """
 
     def __init__(self, means: Numbers, covariances: Numbers, weights: Numbers | None = None) -> None:
-        centres, spreads = _constant("means", means), _constant("covariances", covariances)
+        centres, spreads = constant("means", means), constant("covariances", covariances)
         if centres.dim() != 2 or centres.numel() == 0:
             raise ValueError(f"means must have shape [K, D], got {list(centres.shape)}")
         k, self.dim = centres.shape
@@ -129,7 +102,7 @@ class GaussianMixture:
                 f"covariances must be a number or have shape [{k}], [{k}, {self.dim}] or "
                 f"[{k}, {self.dim}, {self.dim}], got {list(spreads.shape)}"
             )
-        probability = _constant("weights", [1.0] * k if weights is None else weights)
+        probability = constant("weights", [1.0] * k if weights is None else weights)
         if tuple(probability.shape) != (k,) or not bool((probability > 0).all()):
             raise ValueError(f"weights must be {k} positive numbers, got {probability.tolist()}")
         if spreads.dim() < 2:
@@ -156,12 +129,12 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log-density `[B]` at x `[B, D]`, in float32 or float64."""
-        joint, _ = self._joint(_points(x, self.dim))
+        joint, _ = self._joint(points(x, self.dim))
         return torch.logsumexp(joint, dim=0)
 
     def score(self, x: Tensor) -> Tensor:
         """Score `grad log p` `[B, D]` at x `[B, D]`."""
-        wide = _points(x, self.dim)
+        wide = points(x, self.dim)
         joint, z = self._joint(wide)
         weighted = _average(joint, z)  # [K, D, B]
         inverse = self._constants(wide)[1]
@@ -187,7 +160,7 @@ class GaussianMixture:
         A score function for `annealed_langevin_dynamics`. With S_k = Q_k diag(l_k) Q_k', the precision of a component
         is Q_k diag(1 / (l_k + sigma^2)) Q_k'.
         """
-        wide = _points(x, self.dim)
+        wide = points(x, self.dim)
         _checks.floating("sigma", sigma)
         if sigma.shape != x.shape[:1]:
             raise ValueError(f"sigma must have one number a row, shape {list(x.shape[:1])}, got {list(sigma.shape)}")
@@ -207,8 +180,8 @@ class GaussianMixture:
         _checks.count("n", n, minimum=0)
         seed = noise.resolve_seed(seed, None)
         drawn: dict[str, Any] = {"seed": seed, "stream": noise.Stream.INITIAL, "device": self.device}
-        z = noise.normal((n, self.dim), step=_SAMPLE, dtype=self.dtype, **drawn).unsqueeze(-1)
-        u = noise.uniform(n, step=_SAMPLE + 1, dtype=torch.float64, **drawn)
+        z = noise.normal((n, self.dim), step=SAMPLE, dtype=self.dtype, **drawn).unsqueeze(-1)
+        u = noise.uniform(n, step=SAMPLE + 1, dtype=torch.float64, **drawn)
         component = torch.searchsorted(self._weights.cumsum(0)[:-1].to(u), u, right=True)
         means, factor = self._means.to(z)[component], self._factor.to(z)[component]
         return means + (factor * z if factor.shape[-1] == 1 else factor @ z).squeeze(-1)
@@ -299,7 +272,7 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:
-        centre, spread = _constant("mean", mean), _constant("covariance", covariance)
+        centre, spread = constant("mean", mean), constant("covariance", covariance)
         if centre.dim() != 1 or centre.numel() == 0:
             raise ValueError(f"mean must have shape [D], got {list(centre.shape)}")
         d = len(centre)
@@ -307,68 +280,3 @@ class Gaussian(GaussianMixture):
             raise ValueError(f"covariance must be a number or have shape [{d}] or [{d}, {d}], got {list(spread.shape)}")
         _cholesky("covariance", (spread if spread.dim() else spread.expand(d)).unsqueeze(0))
         super().__init__(mean.unsqueeze(0) if isinstance(mean, Tensor) else [centre.tolist()], spread.unsqueeze(0))
-
-
-class DoubleWell:
-    """Independent double wells: `p(x)` proportional to `exp(-b sum_d (x_d^2 - 1)^2)`, `score(x) = -4 b x (x^2 - 1)`.
-
-    Two wells a coordinate, at -1 and 1, with a barrier of height b between them: 2^D modes. The normaliser and the
-    samples come from the density tabulated in float64 where it is above e^-80 of its maximum (the trapezoidal rule on a
-    function that vanishes at both ends is exact to rounding; between the points of the table the inverse distribution
-    function is off by less than 1e-7, and for high barriers by less than 1e-6 of the width of a well).
-
-    Args:
-        dim: D.
-        barrier: b > 0, in units of the temperature.
-
-    Attributes:
-        dim: D.
-
-    Raises:
-        ValueError: A dim below 1, a barrier that is not finite and > 0.
-
-    Example:
-        >>> DoubleWell(2, barrier=0.5).score(torch.tensor([[2.0, 1.0]]))
-        tensor([[-12., -0.]])
-    """
-
-    def __init__(self, dim: int, barrier: float = 1.0) -> None:
-        _checks.count("dim", dim, minimum=1)
-        _checks.positive("barrier", barrier)
-        self.dim, self.barrier = dim, float(barrier)
-        reach = math.sqrt(80 / self.barrier)  # the density is e^-80 where x^2 = 1 +- reach
-        inner = -reach / (1 + math.sqrt(1 - reach)) if reach < 1 else -1.0
-        apart = torch.linspace(inner, reach / (1 + math.sqrt(1 + reach)), 2**15 + 1, dtype=torch.float64)  # |x| - 1
-        density = torch.exp(-self.barrier * (apart * (apart + 2)).square())
-        mass = torch.nn.functional.pad(torch.cumulative_trapezoid(density, apart), (1, 0))
-        half, side = 0.5 * mass / mass[-1], 1 + apart
-        self._points = torch.cat([-side.flip(0), side])
-        self._distribution = torch.cat([0.5 - half.flip(0), 0.5 + half])
-        self._log_normaliser = math.log(2 * mass[-1])
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log-density `[B]` at x `[B, D]`, in float32 or float64."""
-        wide = _points(x, self.dim)
-        return (-self.barrier * ((wide - 1) * (wide + 1)).square() - self._log_normaliser).sum(1)
-
-    def score(self, x: Tensor) -> Tensor:
-        """Score `grad log p` `[B, D]` at x `[B, D]`."""
-        wide = _points(x, self.dim)
-        return (-4 * self.barrier * wide * ((wide - 1) * (wide + 1))).to(x.dtype)
-
-    def sample(self, n: int, seed: int | None = None) -> Tensor:
-        """Independent draws `[n, D]` in torch's default dtype, a function of the seed alone.
-
-        Args:
-            n: How many, zero included.
-            seed: An int in [0, 2^64); drawn from torch's default CPU generator when not given.
-        """
-        _checks.count("n", n, minimum=0)
-        seed = noise.resolve_seed(seed, None)
-        z = noise.normal((n, self.dim), seed=seed, stream=noise.Stream.INITIAL, step=_SAMPLE, dtype=torch.float64)
-        u = torch.special.ndtr(z)
-        last = len(self._points) - 2
-        left = (torch.searchsorted(self._distribution, u, right=True) - 1).clamp(0, last)
-        below, above = self._distribution[left], self._distribution[left + 1]
-        share = ((u - below) / (above - below)).nan_to_num(0.5)
-        return torch.lerp(self._points[left], self._points[left + 1], share).to(torch.get_default_dtype())
